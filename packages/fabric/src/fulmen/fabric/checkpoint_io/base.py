@@ -1,0 +1,45 @@
+"""Save, load, remove one checkpoint."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from fulmen.fabric.types import PathLike
+
+
+class CheckpointIO(ABC):
+    """Where checkpoints go and how they are written; subclass it to bring your own storage.
+
+    A strategy calls it on the processes that have something to save, with everything already collected in one dict.
+    """
+
+    @abstractmethod
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: PathLike, storage_options: Any | None = None) -> None:
+        """Write `checkpoint` to `path`, whole or not at all.
+
+        Args:
+            checkpoint: Tensors and plain data.
+            path: A file or folder, local or remote.
+            storage_options: Whatever this storage takes.
+        """
+
+    @abstractmethod
+    def load_checkpoint(
+        self, path: PathLike, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read what was saved at `path`.
+
+        Args:
+            path: As for `save_checkpoint`.
+            map_location: The device for the tensors, or what `torch.load` takes.
+            weights_only: False lets the file bring classes and run code; None is True.
+        """
+
+    @abstractmethod
+    def remove_checkpoint(self, path: PathLike) -> None:
+        """Remove what was saved at `path`; nothing happens if there is nothing."""
+
+    def teardown(self) -> None:
+        """Finish what is going on in the background, before the process ends."""
+        return None

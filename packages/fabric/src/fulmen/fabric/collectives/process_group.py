@@ -1,0 +1,151 @@
+"""Open and close the process group of a run; which backend; barriers.
+
+There is one group per process. It stays open until the process ends, so that a program may fit and then test.
+"""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import os
+import sys
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+
+from fulmen.fabric.environments.base import ClusterEnvironment
+from fulmen.fabric.errors import ConfigurationError
+
+default_pg_timeout: Final = timedelta(seconds=1800)
+
+# Set for processes whose launcher (torchrun or ours) keeps the store; else rank 0 keeps it.
+_HOSTED = "TORCHELASTIC_USE_AGENT_STORE"
+_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+_EXIT_WITHIN_S = 3.0
+
+
+class _Opened:
+    """How many groups this process has opened: stores outlive groups, and old keys must not be read."""
+
+    num_groups = 0
+
+
+def is_initialized() -> bool:
+    """Is there an open process group?"""
+    return dist.is_available() and dist.is_initialized()
+
+
+def default_backend(device: torch.device) -> str:
+    """The backend that talks between devices of this type."""
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
+def init_distributed(
+    environment: ClusterEnvironment,
+    backend: str,
+    timeout: timedelta | None = default_pg_timeout,
+    device_id: torch.device | None = None,
+) -> None:
+    """Open the process group, together with all other processes. Does nothing if it is open.
+
+    Args:
+        environment: Says the rank of this process and where to meet.
+        backend: "gloo", "nccl", or any that torch knows.
+        timeout: How long a collective waits for the others.
+        device_id: The device of this process, for a backend that binds to one.
+
+    Raises:
+        ConfigurationError: If torch has no such backend, or another group is open.
+    """
+    if not dist.is_available():
+        raise ConfigurationError(
+            f"process_group_backend={backend!r} is not available. This build of torch has no torch.distributed."
+            " Install a build with it, or pass devices=1."
+        )
+    rank, world_size = environment.global_rank(), environment.world_size()
+    if dist.is_initialized():
+        if dist.get_world_size() != world_size:
+            raise ConfigurationError(
+                f"{world_size} processes were asked for, and a process group of {dist.get_world_size()} is open."
+                " The number of processes cannot change while a program runs."
+                " Pass the same devices and num_nodes everywhere in the program, or split it into two programs."
+            )
+        return
+    store = _meet(environment, rank, timeout or default_pg_timeout)
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=device_id
+    )
+    if _Opened.num_groups == 0:
+        atexit.register(close)
+        _end_soon_after_errors()
+    _Opened.num_groups += 1
+
+
+def _meet(environment: ClusterEnvironment, rank: int, timeout: timedelta) -> Any:
+    """The key-value store that all processes share, without what earlier groups and attempts left in it."""
+    is_host = rank == 0 and os.environ.get(_HOSTED) != "True"
+    store = dist.TCPStore(  # type: ignore[attr-defined]  # torch exports it without saying so
+        environment.main_address,
+        environment.main_port,
+        environment.world_size(),
+        is_master=is_host,
+        timeout=timeout,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+    # torchrun's store survives a restart of the processes. Without a prefix of its own, a new attempt reads the
+    # addresses of dead processes and hangs.
+    attempt = os.environ.get(_RESTARTS, "0")
+    prefix = f"fulmen/attempt{attempt}/group{_Opened.num_groups}"
+    return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]  # as above
+
+
+def close() -> None:
+    """Close the process group, if there is one."""
+    if is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier(device: torch.device | None = None) -> None:
+    """Wait until all processes are here. Returns at once when alone."""
+    if not is_initialized():
+        return
+    if dist.get_backend() == "nccl" and device is not None and device.index is not None:
+        dist.barrier(device_ids=[device.index])
+    else:
+        dist.barrier()
+
+
+def broadcast_object(obj: Any, src: int = 0, device: torch.device | None = None) -> Any:
+    """The `obj` of rank `src`, anything that pickles. `obj` itself when alone."""
+    if not is_initialized() or dist.get_world_size() == 1:
+        return obj
+    box = [obj]
+    dist.broadcast_object_list(box, src, device=device if dist.get_backend() == "nccl" else None)
+    return box[0]
+
+
+def _end_soon_after_errors() -> None:
+    """From now on, an uncaught exception ends this process within seconds.
+
+    A group with an unfinished collective waits for it when Python exits, up to the timeout of half an hour; the peers,
+    and whoever watches this process, would wait with it.
+    """
+    show_before = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        show_before(kind, error, traceback)
+        exit_within(_EXIT_WITHIN_S)
+
+    sys.excepthook = show
+
+
+def exit_within(seconds: float) -> None:
+    """End this process with exit code 1 if it has not ended by itself by then."""
+    # A thread of C that needs no lock of Python, so that it also works when the interpreter is half gone. What it
+    # prints is of no use to anybody.
+    silent = open(os.devnull, "w")  # noqa: SIM115 (must stay open until the end)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=silent)

@@ -1,0 +1,88 @@
+"""How far an epoch has been read, and how its units are dealt out to any number of processes.
+
+A unit is what is dealt: one sample, or one batch of the user's own batch sampler. All processes know the same order of
+units, and process r of N takes units r, r + N, r + 2N, … of it. Knows no loader and no tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import TypeVar
+
+from fulmen.fabric.errors import ConfigurationError
+
+T = TypeVar("T")
+
+
+def check_rank(rank: int, world_size: int) -> None:
+    """Refuse a place that no process has.
+
+    Raises:
+        ConfigurationError: If there is no process `rank` among `world_size`.
+    """
+    if not 0 <= rank < world_size:
+        raise ConfigurationError(
+            f"rank={rank} with world_size={world_size} names no process. Processes are counted from 0 to"
+            f" world_size - 1. Pass a rank from 0 to {max(world_size, 1) - 1}, and a world_size of at least 1."
+        )
+
+
+def share_length(num_units: int, world_size: int, *, drop_last: bool) -> int:
+    """How many of `num_units` each process gets; `drop_last` leaves out what does not go round, else units repeat."""
+    return num_units // world_size if drop_last else -(-num_units // world_size)
+
+
+def deal(units: Iterable[T], rank: int, world_size: int, *, drop_last: bool) -> Iterator[T]:
+    """The units of process `rank`, in order, reading no further ahead than one round.
+
+    If the last round does not reach everybody, it is filled up with the first units (`drop_last=False`) or left out, so
+    that all processes make the same number of steps. The result is that of torch's `DistributedSampler`.
+
+    >>> [list(deal("abcde", rank, 2, drop_last=False)) for rank in (0, 1)]
+    [['a', 'c', 'e'], ['b', 'd', 'a']]
+    """
+    first: list[T] = []
+    dealt: list[T] = []
+    for unit in units:
+        if len(first) < world_size:
+            first.append(unit)
+        dealt.append(unit)
+        if len(dealt) == world_size:
+            yield dealt[rank]
+            dealt.clear()
+    if dealt and not drop_last:
+        dealt += islice(cycle(first), world_size - len(dealt))
+        yield dealt[rank]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far one epoch has been read.
+
+    Args:
+        start: Units of the epoch that were done before this run took over from another number of processes.
+        batch: Batches that each process has been given since.
+        world_size: The number of processes.
+        batch_size: Units in one batch of one process.
+    """
+
+    start: int = 0
+    batch: int = 0
+    world_size: int = 1
+    batch_size: int = 1
+
+    @property
+    def units_done(self) -> int:
+        """Units that all processes together have been given."""
+        return self.start + self.batch * self.world_size * self.batch_size
+
+    def resumed_on(self, world_size: int, batch_size: int) -> Position:
+        """The same place, for another run: nothing done is done again, nothing left is left out.
+
+        While the dealing is the same, the batches keep their numbers; else a new deal begins at the first unit left.
+        """
+        if (world_size, batch_size) == (self.world_size, self.batch_size):
+            return self
+        return Position(self.units_done, 0, world_size, batch_size)

@@ -1,0 +1,188 @@
+"""Local and remote paths: list, write atomically, remove.
+
+Local paths go through `os`, and fsspec is loaded only for what has a protocol (`s3://…`) or when asked for by name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from fulmen.fabric.types import PathLike
+
+if TYPE_CHECKING:
+    from fsspec.spec import AbstractFileSystem
+
+_LOCAL_PROTOCOLS = ("file://", "local://")
+
+
+def is_local(path: PathLike) -> bool:
+    """Is `path` on a file system that the operating system itself reaches?"""
+    text = os.fspath(path)
+    return "://" not in text or text.startswith(_LOCAL_PROTOCOLS)
+
+
+def local_path(path: PathLike) -> str:
+    """A local `path` without its protocol, with `~` expanded."""
+    text = os.fspath(path)
+    for protocol in _LOCAL_PROTOCOLS:
+        text = text.removeprefix(protocol)
+    return os.path.expanduser(text)
+
+
+def join(path: PathLike, *names: str) -> str:
+    """`path` and names below it, local or remote."""
+    if is_local(path):
+        return os.path.join(os.fspath(path), *names)
+    return "/".join([os.fspath(path).rstrip("/"), *names])
+
+
+def get_filesystem(path: PathLike, **kwargs: Any) -> AbstractFileSystem:
+    """The fsspec file system that `path` lies on; `kwargs` are its storage options."""
+    from fsspec.core import url_to_fs
+
+    filesystem, _ = url_to_fs(os.fspath(path), **kwargs)
+    return filesystem
+
+
+def exists(path: PathLike) -> bool:
+    """Is there a file or folder at `path`?"""
+    if is_local(path):
+        return os.path.exists(local_path(path))
+    return bool(get_filesystem(path).exists(os.fspath(path)))
+
+
+def is_dir(path: PathLike) -> bool:
+    """Is there a folder at `path`?"""
+    if is_local(path):
+        return os.path.isdir(local_path(path))
+    return bool(get_filesystem(path).isdir(os.fspath(path)))
+
+
+def list_dir(path: PathLike) -> list[str]:
+    """The names in the folder `path`, sorted; none if there is no such folder."""
+    if is_local(path):
+        try:
+            return sorted(os.listdir(local_path(path)))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+    filesystem = get_filesystem(path)
+    # Object stores answer from a cache that other processes do not refresh.
+    filesystem.invalidate_cache()
+    if not filesystem.isdir(os.fspath(path)):
+        return []
+    found = filesystem.ls(os.fspath(path), detail=False)
+    # Some object stores list the folder's own marker with its contents.
+    own_name = os.fspath(path).rstrip("/").rpartition("/")[2]
+    names = {str(entry).rstrip("/").rpartition("/")[2] for entry in found if not str(entry).endswith("/")}
+    folders = {str(entry).rstrip("/").rpartition("/")[2] for entry in found if str(entry).endswith("/")}
+    return sorted(names | (folders - {own_name}))
+
+
+def make_dirs(path: PathLike) -> None:
+    """Make the folder `path` and those above it; nothing happens if it is there."""
+    if is_local(path):
+        os.makedirs(local_path(path), exist_ok=True)
+    else:
+        get_filesystem(path).makedirs(os.fspath(path), exist_ok=True)
+
+
+def remove(path: PathLike) -> None:
+    """Remove the file at `path`, or the folder with all it holds; nothing happens if there is none."""
+    if not is_local(path):
+        filesystem = get_filesystem(path)
+        if filesystem.exists(os.fspath(path)):
+            filesystem.rm(os.fspath(path), recursive=True)
+        return
+    plain = local_path(path)
+    if os.path.isdir(plain) and not os.path.islink(plain):
+        shutil.rmtree(plain)
+    else:
+        with suppress(FileNotFoundError):
+            os.remove(plain)
+
+
+@contextmanager
+def atomic_open(path: PathLike, mode: str = "wb", **kwargs: Any) -> Iterator[IO[Any]]:
+    """Open a file for writing that appears at `path` whole, on leaving, or not at all.
+
+    The folder is made if it is missing. On an error, in the block or on leaving, what was at `path` is unchanged.
+
+    Args:
+        path: Where the file is to be. A symbolic link there is replaced, not followed.
+        mode: "wb" or "w".
+        kwargs: As for `open`: `encoding`, `newline`. Text is UTF-8 unless told otherwise.
+
+    Raises:
+        OSError: If the disk is full, or the folder is not writable.
+    """
+    if "b" not in mode:
+        kwargs.setdefault("encoding", "utf-8")
+    if is_local(path):
+        with _atomic_local(Path(local_path(path)), mode, kwargs) as file:
+            yield file
+        return
+    # Uploads of an object store are atomic, and begin here only when everything is there.
+    handle, temporary = tempfile.mkstemp(prefix="fulmen-upload-")
+    try:
+        with os.fdopen(handle, mode, **kwargs) as file:
+            yield file
+        filesystem = get_filesystem(path)
+        folder = os.fspath(path).rpartition("/")[0]
+        if not folder.endswith(":/"):
+            filesystem.makedirs(folder, exist_ok=True)
+        filesystem.put_file(temporary, os.fspath(path))
+    finally:
+        os.remove(temporary)
+
+
+@contextmanager
+def _atomic_local(path: Path, mode: str, kwargs: dict[str, Any]) -> Iterator[IO[Any]]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    try:
+        with open(temporary, mode.replace("w", "x"), **kwargs) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.remove(temporary)
+        raise
+    sync_dir(path.parent)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name in the same folder (so that a rename is atomic), hidden, and of no other process or thread."""
+    # File names end at 255 bytes; what is added here takes less than 40.
+    name = path.name.encode()[:200].decode(errors="ignore")
+    return path.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def sync_dir(folder: PathLike) -> None:
+    """Make a rename in `folder` survive a power cut, where the system can."""
+    # Windows opens no folders, and some network file systems sync none.
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sanitize_name(name: str) -> str:
+    """`name` as the name of one file: separators, and what Windows forbids, become "_".
+
+    >>> sanitize_name("val/loss: 0.5")
+    'val_loss_ 0.5'
+    """
+    safe = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", name).rstrip(" .")
+    return safe or "_"

@@ -1,0 +1,424 @@
+"""Flags to parts: which accelerator, devices, environment, precision and strategy.
+
+Every contradiction between the flags, and between flags and machine, is answered here, before anything starts. No
+process is started and no device is touched.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+
+from fulmen.fabric.accelerators.base import Accelerator
+from fulmen.fabric.accelerators.catalog import ACCELERATOR_REGISTRY, available_accelerators, best_available, best_gpu
+from fulmen.fabric.checkpoint_io.base import CheckpointIO
+from fulmen.fabric.environments.base import ClusterEnvironment
+from fulmen.fabric.environments.default import LightningEnvironment
+from fulmen.fabric.environments.torchelastic import TorchElasticEnvironment
+from fulmen.fabric.errors import (
+    ArgumentTypeError,
+    ConfigurationError,
+    HardwareError,
+    MisconfigurationException,
+    MissingPackageError,
+)
+from fulmen.fabric.optional_packages import is_installed
+from fulmen.fabric.precision.base import Precision
+from fulmen.fabric.precision.double import DoublePrecision
+from fulmen.fabric.precision.half import HalfPrecision
+from fulmen.fabric.precision.mixed import MixedPrecision
+from fulmen.fabric.rank_zero import rank_zero_warn
+from fulmen.fabric.registry import Registry
+from fulmen.fabric.strategies.base import Strategy
+from fulmen.fabric.strategies.catalog import STRATEGY_REGISTRY
+from fulmen.fabric.strategies.parallel import ParallelStrategy
+from fulmen.fabric.strategies.single_device import SingleDeviceStrategy
+
+Plugin: TypeAlias = Precision | ClusterEnvironment | CheckpointIO
+
+# What may be written for each precision; the values are the full names.
+PRECISIONS: dict[str, str] = {
+    "64-true": "64-true",
+    "32-true": "32-true",
+    "16-true": "16-true",
+    "16-mixed": "16-mixed",
+    "bf16-true": "bf16-true",
+    "bf16-mixed": "bf16-mixed",
+    "transformer-engine": "transformer-engine",
+    "transformer-engine-float16": "transformer-engine-float16",
+    "64": "64-true",
+    "32": "32-true",
+    "16": "16-mixed",
+    "bf16": "bf16-mixed",
+}
+
+# Names that need a package; the parts themselves may not be registered without it.
+_PACKAGES = {"tpu": "torch_xla", "xla": "torch_xla", "single_xla": "torch_xla", "deepspeed": "deepspeed"}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the flags mean on this machine."""
+
+    strategy: Strategy  # knows accelerator, devices, environment, precision and checkpoint IO
+    accelerator: Accelerator
+    precision: Precision
+    environment: ClusterEnvironment
+    devices: tuple[torch.device, ...]  # of this node
+    num_nodes: int
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of one node."""
+        return len(self.devices)
+
+
+@dataclass(frozen=True)
+class _Plugins:
+    """The plugins by kind, at most one of each."""
+
+    precision: Precision | None = None
+    environment: ClusterEnvironment | None = None
+    checkpoint_io: CheckpointIO | None = None
+
+
+def select(
+    *,
+    accelerator: str | Accelerator = "auto",
+    strategy: str | Strategy = "auto",
+    devices: list[int] | str | int = "auto",
+    num_nodes: int = 1,
+    precision: str | int | None = None,
+    plugins: Plugin | Iterable[Plugin] | None = None,
+    registry: Registry[type[Strategy]] = STRATEGY_REGISTRY,
+    caller: str = "Fabric",
+) -> Selection:
+    """The parts that these flags ask for, bound to each other.
+
+    Args:
+        registry: The strategy names that `strategy` may be.
+        caller: Quoted in errors: "Fabric(devices=0) ...".
+
+    Raises:
+        ConfigurationError: Unknown names, values out of range, flags that contradict each other.
+        HardwareError: The machine does not have what is asked for.
+        ArgumentTypeError: A flag of the wrong type.
+        MissingPackageError: A flag needs a package that is not installed.
+    """
+    _check_num_nodes(num_nodes, caller)
+    _check_accelerator_flag(accelerator, caller)
+    _check_strategy_flag(strategy, registry, caller)
+    given = _sort_plugins(plugins, caller)
+    _check_given_once(accelerator, strategy, precision, given, caller)
+    precision_name = None if given.precision else _precision_name(precision, caller)
+
+    chosen = _choose_accelerator(accelerator, strategy, caller)
+    environment = _choose_environment(strategy, given)
+    on_node = _choose_devices(chosen, devices, strategy, environment, caller)
+    built = (
+        strategy if isinstance(strategy, Strategy) else _build_strategy(strategy, on_node, num_nodes, registry, caller)
+    )
+    _check_strategy_fits(built, chosen, on_node, strategy, caller)
+    if environment.creates_processes_externally:
+        environment.validate_settings(num_devices=len(on_node), num_nodes=num_nodes)
+
+    built.accelerator = chosen
+    if given.checkpoint_io is not None:
+        built.checkpoint_io = given.checkpoint_io
+    if given.precision is not None:
+        built.precision = given.precision
+    elif not _has_own(built, "precision"):
+        built.precision = make_precision(precision_name or "32-true", on_node[0].type, caller)
+    if isinstance(built, ParallelStrategy):
+        built.parallel_devices = on_node
+        built.cluster_environment = environment
+        built.num_nodes = num_nodes
+    _check_interactive(built, strategy, caller)
+    return Selection(built, chosen, built.precision, environment, tuple(on_node), num_nodes)
+
+
+def make_precision(name: str, device_type: str, caller: str = "Fabric") -> Precision:
+    """The precision of a full name ("16-mixed") on a kind of device ("cpu").
+
+    Raises:
+        MissingPackageError: For Transformer Engine where it is not installed.
+        ConfigurationError: For Transformer Engine where it is.
+    """
+    match name:
+        case "32-true":
+            return Precision()
+        case "64-true":
+            return DoublePrecision()
+        case "16-true" | "bf16-true":
+            return HalfPrecision(name)
+        case "16-mixed" if device_type == "cpu":
+            rank_zero_warn(
+                f"{caller}(precision='16-mixed') uses bfloat16, since CPUs do not compute in float16."
+                " Pass precision='bf16-mixed' to say so."
+            )
+            return MixedPrecision("bf16-mixed", device_type)
+        case "16-mixed" | "bf16-mixed":
+            return MixedPrecision(name, device_type)
+    if not is_installed("transformer_engine"):
+        raise MissingPackageError(
+            f"{caller}(precision={name!r}) needs the package 'transformer_engine'. It is not installed here."
+            " Install it with `python -m pip install transformer_engine`, or pass precision='bf16-mixed'."
+        )
+    raise ConfigurationError(
+        f"{caller}(precision={name!r}) cannot be used. This release has no precision for Transformer Engine yet."
+        " Pass precision='bf16-mixed'."
+    )
+
+
+def _check_num_nodes(num_nodes: object, caller: str) -> None:
+    if not isinstance(num_nodes, int) or isinstance(num_nodes, bool) or num_nodes < 1:
+        raise ConfigurationError(
+            f"{caller}(num_nodes={num_nodes!r}) is no number of machines. It has to be an int of at least 1."
+            " Pass num_nodes=1 for this machine alone."
+        )
+
+
+def _check_accelerator_flag(accelerator: object, caller: str) -> None:
+    if isinstance(accelerator, Accelerator):
+        return
+    known = ["auto", "gpu", *ACCELERATOR_REGISTRY.names()]
+    if isinstance(accelerator, str) and accelerator in known:
+        return
+    _check_package("accelerator", accelerator, caller)
+    raise ConfigurationError(
+        f"{caller}(accelerator={accelerator!r}) names no accelerator. Known names are {', '.join(map(repr, known))}."
+        " Pass one of them, or an Accelerator object."
+    )
+
+
+def _check_strategy_flag(strategy: object, registry: Registry[type[Strategy]], caller: str) -> None:
+    if isinstance(strategy, Strategy) or strategy == "auto":
+        return
+    if isinstance(strategy, str) and strategy in registry:
+        return
+    _check_package("strategy", strategy, caller)
+    known = ", ".join(map(repr, ["auto", *registry.names()]))
+    raise ConfigurationError(
+        f"{caller}(strategy={strategy!r}) names no strategy. Known names are {known}."
+        " Pass one of them, or a Strategy object."
+    )
+
+
+def _check_package(flag: str, name: object, caller: str) -> None:
+    """Raise MissingPackageError if `name` is that of a part which needs a package that is not there."""
+    for prefix, package in _PACKAGES.items():
+        if isinstance(name, str) and (name == prefix or name.startswith(f"{prefix}_")) and not is_installed(package):
+            raise MissingPackageError(
+                f"{caller}({flag}={name!r}) needs the package {package!r}. It is not installed here."
+                f" Install it with `python -m pip install {package}`, or choose another {flag}."
+            )
+
+
+def _sort_plugins(plugins: object, caller: str) -> _Plugins:
+    if plugins is None:
+        return _Plugins()
+    found: dict[str, Any] = {}
+    kinds = {"precision": Precision, "environment": ClusterEnvironment, "checkpoint_io": CheckpointIO}
+    for plugin in plugins if isinstance(plugins, list | tuple) else [plugins]:
+        kind = next((name for name, base in kinds.items() if isinstance(plugin, base)), None)
+        if kind is None:
+            raise ArgumentTypeError(
+                f"{caller}(plugins=...) got {plugin!r}, a {type(plugin).__name__}."
+                f" A plugin is one of {', '.join(base.__name__ for base in kinds.values())}."
+                " Pass objects of these types, at most one of each."
+            )
+        if kind in found:
+            base_name = kinds[kind].__name__
+            raise ConfigurationError(
+                f"{caller}(plugins=...) got two {base_name} plugins,"
+                f" {type(found[kind]).__name__} and {type(plugin).__name__}. Only one of them can be used."
+                f" Pass one {base_name}."
+            )
+        found[kind] = plugin
+    return _Plugins(**found)
+
+
+def _check_given_once(accelerator: object, strategy: object, precision: object, given: _Plugins, caller: str) -> None:
+    """What a strategy object brings must not be given beside it, nor the precision as flag and as plugin."""
+
+    def twice(what: str, first: str, second: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"{caller} got the {what} twice, as {first} and as {second}."
+            f" A run has one {what}, and none of the two is the obvious one. Pass only one of them."
+        )
+
+    if precision is not None and given.precision is not None:
+        raise twice("precision", f"precision={precision!r}", f"the plugin {type(given.precision).__name__}")
+    if not isinstance(strategy, Strategy):
+        return
+    where = f"an argument of strategy={type(strategy).__name__}(...)"
+    if accelerator != "auto" and _has_own(strategy, "accelerator"):
+        raise twice("accelerator", f"accelerator={accelerator!r}", where)
+    if precision is not None and _has_own(strategy, "precision"):
+        raise twice("precision", f"precision={precision!r}", where)
+    for name in ("precision", "checkpoint_io"):
+        plugin = getattr(given, name)
+        if plugin is not None and _has_own(strategy, name):
+            raise twice(name.replace("_io", " IO"), f"the plugin {type(plugin).__name__}", where)
+    if given.environment is not None and getattr(strategy, "cluster_environment", None) is not None:
+        raise twice("cluster environment", f"the plugin {type(given.environment).__name__}", where)
+
+
+def _has_own(strategy: Strategy, name: str) -> bool:
+    """Was this part given when the strategy was built?"""
+    # Not the property: it gives a default where there is none.
+    return getattr(strategy, f"_{name}", None) is not None
+
+
+def _precision_name(precision: object, caller: str) -> str:
+    if precision is None:
+        return "32-true"
+    name = PRECISIONS.get(str(precision)) if isinstance(precision, str | int) else None
+    if name is None:
+        raise ConfigurationError(
+            f"{caller}(precision={precision!r}) names no precision. Known are {', '.join(map(repr, PRECISIONS))},"
+            " and the numbers 64, 32 and 16. Pass one of them."
+        )
+    return name
+
+
+def _choose_accelerator(accelerator: str | Accelerator, strategy: str | Strategy, caller: str) -> Accelerator:
+    if isinstance(accelerator, Accelerator):
+        chosen = accelerator
+    elif accelerator == "auto" and isinstance(strategy, Strategy) and _has_own(strategy, "accelerator"):
+        chosen = strategy.accelerator  # type: ignore[assignment]  # just seen that it is not None
+    else:
+        chosen = ACCELERATOR_REGISTRY.get(_accelerator_name(accelerator, strategy, caller))()
+    if not chosen.is_available():
+        usable = ", ".join(map(repr, available_accelerators()))
+        asked = accelerator if isinstance(accelerator, str) else chosen.name()
+        raise HardwareError(
+            f"{caller}(accelerator={asked!r}) asks for hardware that was not found on this machine."
+            f" Usable here: {usable}. Pass one of them, or accelerator='auto'."
+        )
+    return chosen
+
+
+def _accelerator_name(accelerator: str, strategy: str | Strategy, caller: str) -> str:
+    device_types = sorted({device.type for device in _own_devices(strategy)})
+    if accelerator == "auto":
+        return device_types[0] if device_types else best_available()
+    if accelerator == "gpu":
+        name = best_gpu()
+        if name is None:
+            raise HardwareError(
+                f"{caller}(accelerator='gpu') asks for a GPU. Neither CUDA nor MPS was found on this machine."
+                " Pass accelerator='cpu', or accelerator='auto' to take what is there."
+            )
+        accelerator = name
+    if device_types and device_types != [accelerator]:
+        raise ConfigurationError(
+            f"{caller}(accelerator={accelerator!r}) contradicts the devices of the strategy object."
+            f" The strategy was built for {', '.join(device_types)}. Leave the accelerator out, or pass other devices."
+        )
+    return accelerator
+
+
+def _own_devices(strategy: str | Strategy) -> list[torch.device]:
+    """The devices that a strategy object was built with."""
+    if isinstance(strategy, SingleDeviceStrategy):
+        return [strategy.root_device]
+    if isinstance(strategy, ParallelStrategy):
+        return list(strategy.parallel_devices or ())
+    return []
+
+
+def _choose_environment(strategy: str | Strategy, given: _Plugins) -> ClusterEnvironment:
+    if given.environment is not None:
+        return given.environment
+    if isinstance(strategy, ParallelStrategy) and strategy.cluster_environment is not None:
+        return strategy.cluster_environment
+    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
+
+
+def _choose_devices(
+    accelerator: Accelerator,
+    devices: list[int] | str | int,
+    strategy: str | Strategy,
+    environment: ClusterEnvironment,
+    caller: str,
+) -> list[torch.device]:
+    own = _own_devices(strategy)
+    if devices == "auto" and own:
+        return own
+    count: Any = devices
+    if devices == "auto":
+        # torchrun has decided how many processes run here; a user who starts it need not say so again.
+        count = accelerator.auto_device_count()
+        if isinstance(environment, TorchElasticEnvironment) and "LOCAL_WORLD_SIZE" in os.environ:
+            count = int(os.environ["LOCAL_WORLD_SIZE"])
+    try:
+        found: list[torch.device] = accelerator.get_parallel_devices(accelerator.parse_devices(count))
+    except MisconfigurationException as error:
+        # The accelerator does not know whose argument it was.
+        flag = f"devices={count!r}"
+        raise type(error)(str(error).replace(flag, f"{caller}({flag})", 1)) from error
+    if not own or (isinstance(strategy, SingleDeviceStrategy) and len(found) > 1):
+        return found
+    is_count = isinstance(devices, int) or (isinstance(devices, str) and "," not in devices)
+    if len(found) != len(own) or (found != own and not is_count):
+        raise ConfigurationError(
+            f"{caller}(devices={devices!r}) contradicts the devices of the strategy object."
+            f" The strategy was built for {', '.join(map(str, own))}. Leave the devices out, or pass those."
+        )
+    return own
+
+
+def _build_strategy(
+    name: str, devices: list[torch.device], num_nodes: int, registry: Registry[type[Strategy]], caller: str
+) -> Strategy:
+    is_parallel = len(devices) > 1 or num_nodes > 1
+    if name == "auto":
+        if not is_parallel:
+            return SingleDeviceStrategy(devices[0])
+        # A notebook cannot be run again as a script.
+        name = "ddp_notebook" if _is_interactive() else "ddp"
+    entry = registry[name]
+    if not issubclass(entry.value, SingleDeviceStrategy):
+        return entry.value(**entry.preset)
+    if is_parallel:
+        raise ConfigurationError(
+            f"{caller}(strategy={name!r}) runs on one device, not on {len(devices)} devices of {num_nodes} node(s)."
+            " The others would have nothing to do. Pass strategy='auto', or devices=1 and num_nodes=1."
+        )
+    return entry.value(devices[0], **entry.preset)
+
+
+def _check_strategy_fits(
+    built: Strategy, accelerator: Accelerator, devices: list[torch.device], flag: str | Strategy, caller: str
+) -> None:
+    shown = repr(flag) if isinstance(flag, str) else f"{type(flag).__name__}(...)"
+    if isinstance(built, SingleDeviceStrategy) and len(devices) > 1:
+        raise ConfigurationError(
+            f"{caller}(strategy={shown}) runs on one device, and {len(devices)} devices are asked for."
+            " The others would have nothing to do. Pass strategy='auto', or devices=1."
+        )
+    if isinstance(built, ParallelStrategy) and accelerator.name() == "mps":
+        raise ConfigurationError(
+            f"{caller}(strategy={shown}) cannot run on MPS. An Apple GPU is one device, and its tensors cannot be sent"
+            " between processes. Pass strategy='auto', or accelerator='cpu'."
+        )
+
+
+def _is_interactive() -> bool:
+    return hasattr(sys, "ps1")
+
+
+def _check_interactive(built: Strategy, flag: str | Strategy, caller: str) -> None:
+    launcher = built.launcher if _is_interactive() else None
+    if launcher is not None and not launcher.is_interactive_compatible:
+        shown = repr(flag) if isinstance(flag, str) else f"{type(flag).__name__}(...)"
+        raise ConfigurationError(
+            f"{caller}(strategy={shown}) cannot start processes from an interactive session."
+            " It would run the script again, and there is none. Pass strategy='ddp_notebook', or run a script."
+        )

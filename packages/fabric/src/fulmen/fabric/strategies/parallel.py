@@ -1,0 +1,153 @@
+"""What all strategies with several processes share: ranks and communication."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fulmen.fabric.accelerators.base import Accelerator
+from fulmen.fabric.checkpoint_io.base import CheckpointIO
+from fulmen.fabric.collectives import process_group, tensors
+from fulmen.fabric.environments.base import ClusterEnvironment
+from fulmen.fabric.errors import ConfigurationError
+from fulmen.fabric.precision.base import Precision
+from fulmen.fabric.rank_zero import rank_zero_only
+from fulmen.fabric.strategies.base import Strategy, TBroadcast
+from fulmen.fabric.types import ReduceOp
+
+
+class ParallelStrategy(Strategy, ABC):
+    """One process per device.
+
+    Args:
+        accelerator: The kind of hardware.
+        parallel_devices: The devices of this node, one per process.
+        cluster_environment: Says which process this is, and where the processes meet.
+        checkpoint_io: Writes and reads checkpoints.
+        precision: How numbers are held and computed.
+    """
+
+    is_distributed: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        accelerator: Accelerator | None = None,
+        parallel_devices: list[torch.device] | None = None,
+        cluster_environment: ClusterEnvironment | None = None,
+        checkpoint_io: CheckpointIO | None = None,
+        precision: Precision | None = None,
+    ) -> None:
+        super().__init__(accelerator=accelerator, checkpoint_io=checkpoint_io, precision=precision)
+        self._parallel_devices = parallel_devices
+        self._num_nodes = 1
+        self.cluster_environment = cluster_environment
+
+    @property
+    def parallel_devices(self) -> list[torch.device] | None:
+        """The devices of this node."""
+        return self._parallel_devices
+
+    @parallel_devices.setter
+    def parallel_devices(self, parallel_devices: list[torch.device] | None) -> None:
+        self._parallel_devices = parallel_devices
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes."""
+        return self._num_nodes
+
+    @num_nodes.setter
+    def num_nodes(self, num_nodes: int) -> None:
+        self._num_nodes = num_nodes
+
+    @property
+    def num_processes(self) -> int:
+        """Number of processes on this node."""
+        return len(self._parallel_devices or ())
+
+    @property
+    def root_device(self) -> torch.device:
+        """The device of this process.
+
+        Raises:
+            ConfigurationError: If there is none for its local rank.
+        """
+        devices = self._parallel_devices or []
+        if self.local_rank >= len(devices):
+            raise ConfigurationError(
+                f"devices={len(devices)} leaves none for local rank {self.local_rank}."
+                " Every process of a node has a device of its own."
+                " Pass as many devices as processes were started on a node."
+            )
+        return devices[self.local_rank]
+
+    @property
+    def global_rank(self) -> int:
+        """Rank of this process over all nodes."""
+        return self.cluster_environment.global_rank() if self.cluster_environment is not None else 0
+
+    @property
+    def local_rank(self) -> int:
+        """Rank of this process within its node."""
+        return self.cluster_environment.local_rank() if self.cluster_environment is not None else 0
+
+    @property
+    def node_rank(self) -> int:
+        """Rank of this node."""
+        return self.cluster_environment.node_rank() if self.cluster_environment is not None else 0
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes over all nodes."""
+        return self.cluster_environment.world_size() if self.cluster_environment is not None else 1
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Is this the process of rank 0?"""
+        return self.global_rank == 0
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any] | None:
+        """Every process sees its own part of the data."""
+        return {"num_replicas": self.num_nodes * self.num_processes, "rank": self.global_rank}
+
+    def set_world_ranks(self) -> None:
+        """Tell the environment the rank of this process and the number of all."""
+        environment = self.cluster_environment
+        if environment is not None:
+            environment.set_global_rank(self.node_rank * self.num_processes + self.local_rank)
+            environment.set_world_size(self.num_nodes * self.num_processes)
+        rank_zero_only.rank = self.global_rank
+
+    def all_gather(self, tensor: Tensor, group: Any | None = None, sync_grads: bool = False) -> Tensor:
+        """The tensors of all processes on a new first axis: (processes, *tensor.shape)."""
+        return tensors.gather_even(tensor, group, sync_grads)
+
+    def all_reduce(self, tensor: Any, group: Any | None = None, reduce_op: ReduceOp | None = "mean") -> Any:
+        """The reduction of the tensor over all processes; what is no tensor comes back as it is."""
+        return tensors.reduce_tensor(tensor, group, reduce_op) if isinstance(tensor, Tensor) else tensor
+
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        """Wait until all processes are here."""
+        process_group.barrier(self.root_device)
+
+    def broadcast(self, obj: TBroadcast, src: int = 0) -> TBroadcast:
+        """The `obj` of rank `src`; it must pickle."""
+        result: TBroadcast = process_group.broadcast_object(obj, src, self.root_device)
+        return result
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        """Do all processes say yes (or any, with `all=False`)?"""
+        if not process_group.is_initialized():
+            return decision
+        votes = torch.tensor(int(decision), device=self.root_device)
+        return bool(tensors.reduce_tensor(votes, op="min" if all else "max"))
+
+    def teardown(self) -> None:
+        """Release what the run held. The process group stays open for the next run of the program."""
+        super().teardown()
+        if self.cluster_environment is not None:
+            self.cluster_environment.teardown()

@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from fulmen.fabric.errors import ConfigurationError
+from fulmen.fabric.strategies.catalog import STRATEGY_REGISTRY
+from fulmen.fabric.strategies.ddp import DDPStrategy
+from fulmen.fabric.strategies.single_device import SingleDeviceStrategy
+
+_START_METHODS = {
+    "ddp": "popen",
+    "ddp_spawn": "spawn",
+    "ddp_fork": "fork",
+    "ddp_notebook": "fork",
+    "ddp_find_unused_parameters_true": "popen",
+}
+
+
+@pytest.mark.parametrize(("name", "start_method"), _START_METHODS.items())
+def test_each_name_builds_its_ddp(name, start_method):
+    entry = STRATEGY_REGISTRY[name]
+    strategy = entry.value(**entry.preset)
+    assert type(strategy) is DDPStrategy
+    assert entry.preset["start_method"] == start_method
+    assert ("find_unused_parameters" in entry.preset) == name.endswith("_true")
+    assert entry.description
+
+
+def test_single_device_builds_its_own():
+    strategy = STRATEGY_REGISTRY.get("single_device")()
+    assert isinstance(strategy, SingleDeviceStrategy)
+    assert strategy.root_device == torch.device("cpu")
+
+
+def test_these_are_all_names():
+    assert set(STRATEGY_REGISTRY.names()) == {*_START_METHODS, "single_device"}
+    with pytest.raises(ConfigurationError, match="Did you mean 'ddp'"):
+        STRATEGY_REGISTRY.get("dpp")
