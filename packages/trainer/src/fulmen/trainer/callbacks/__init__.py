@@ -1,0 +1,67 @@
+"""Face: callbacks."""
+
+from typing import TYPE_CHECKING
+
+from fulmen.fabric.lazy_face import lazy_face
+
+if TYPE_CHECKING:
+    from fulmen.trainer.callbacks.checkpoint import Checkpoint as Checkpoint
+    from fulmen.trainer.callbacks.early_stopping import EarlyStopping as EarlyStopping
+    from fulmen.trainer.callbacks.early_stopping import EarlyStoppingReason as EarlyStoppingReason
+    from fulmen.trainer.callbacks.lambda_callback import LambdaCallback as LambdaCallback
+    from fulmen.trainer.callbacks.lr_monitor import LearningRateMonitor as LearningRateMonitor
+    from fulmen.trainer.callbacks.model_checkpoint import ModelCheckpoint as ModelCheckpoint
+    from fulmen.trainer.callbacks.model_summary import ModelSummary as ModelSummary
+    from fulmen.trainer.callbacks.monitored import MetricNotLoggedError as MetricNotLoggedError
+    from fulmen.trainer.callbacks.on_exception_checkpoint import OnExceptionCheckpoint as OnExceptionCheckpoint
+    from fulmen.trainer.callbacks.progress_bar import ProgressBar as ProgressBar
+    from fulmen.trainer.callbacks.progress_bar import get_standard_metrics as get_standard_metrics
+    from fulmen.trainer.callbacks.timer import Interval as Interval
+    from fulmen.trainer.callbacks.timer import Timer as Timer
+    from fulmen.trainer.callbacks.tqdm_bar import Tqdm as Tqdm
+    from fulmen.trainer.callbacks.tqdm_bar import convert_inf as convert_inf
+    from fulmen.trainer.callbacks.tqdm_progress_bar import TQDMProgressBar as TQDMProgressBar
+    from fulmen.trainer.core.callback import Callback as Callback
+
+__all__ = [
+    "Callback",
+    "Checkpoint",
+    "EarlyStopping",
+    "EarlyStoppingReason",
+    "Interval",
+    "LambdaCallback",
+    "LearningRateMonitor",
+    "MetricNotLoggedError",
+    "ModelCheckpoint",
+    "ModelSummary",
+    "OnExceptionCheckpoint",
+    "ProgressBar",
+    "TQDMProgressBar",
+    "Timer",
+    "Tqdm",
+    "convert_inf",
+    "get_standard_metrics",
+]
+
+__getattr__, __dir__ = lazy_face(
+    __name__,
+    {
+        "Callback": "fulmen.trainer.core.callback",
+        "Checkpoint": "fulmen.trainer.callbacks.checkpoint",
+        "EarlyStopping": "fulmen.trainer.callbacks.early_stopping",
+        "EarlyStoppingReason": "fulmen.trainer.callbacks.early_stopping",
+        "Interval": "fulmen.trainer.callbacks.timer",
+        "LambdaCallback": "fulmen.trainer.callbacks.lambda_callback",
+        "LearningRateMonitor": "fulmen.trainer.callbacks.lr_monitor",
+        "MetricNotLoggedError": "fulmen.trainer.callbacks.monitored",
+        "ModelCheckpoint": "fulmen.trainer.callbacks.model_checkpoint",
+        "ModelSummary": "fulmen.trainer.callbacks.model_summary",
+        "OnExceptionCheckpoint": "fulmen.trainer.callbacks.on_exception_checkpoint",
+        "ProgressBar": "fulmen.trainer.callbacks.progress_bar",
+        "TQDMProgressBar": "fulmen.trainer.callbacks.tqdm_progress_bar",
+        "Timer": "fulmen.trainer.callbacks.timer",
+        "Tqdm": "fulmen.trainer.callbacks.tqdm_bar",
+        "convert_inf": "fulmen.trainer.callbacks.tqdm_bar",
+        "get_standard_metrics": "fulmen.trainer.callbacks.progress_bar",
+    },
+)

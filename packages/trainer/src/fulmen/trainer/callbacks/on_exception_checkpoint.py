@@ -1,0 +1,56 @@
+"""Save when a run fails."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from fulmen.fabric.errors import ConfigurationError
+from fulmen.fabric.filesystem import exists
+from fulmen.trainer._typing import Trainer
+from fulmen.trainer.callbacks.checkpoint import Checkpoint
+
+
+class OnExceptionCheckpoint(Checkpoint):
+    """Leave a checkpoint when a run fails; the next `fit` goes on from it, and a run that succeeds removes it.
+
+    Args:
+        dirpath: Folder of the checkpoint.
+        filename: Its name, without extension.
+
+    Raises:
+        ConfigurationError: If the name is empty.
+    """
+
+    FILE_EXTENSION = ".ckpt"
+
+    def __init__(self, dirpath: str | Path, filename: str = "on_exception") -> None:
+        super().__init__()
+        if not filename:
+            raise ConfigurationError(
+                f"OnExceptionCheckpoint(filename={filename!r}) has no name to save under."
+                " The checkpoint of a failed run needs one, so that the next run can find it."
+                " Pass a name without extension, or leave the argument out."
+            )
+        self.dirpath = dirpath
+        self.filename = filename
+        self._has_failed = False
+
+    @property
+    def ckpt_path(self) -> str:
+        """Where the checkpoint lies, or will lie."""
+        return os.path.join(os.fspath(self.dirpath), self.filename + self.FILE_EXTENSION)
+
+    def path_after_exception(self) -> str:
+        """The same, as the search for checkpoints asks for it."""
+        return self.ckpt_path
+
+    def on_exception(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Save."""
+        self._has_failed = True
+        trainer.save_checkpoint(self.ckpt_path)
+
+    def teardown(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Remove what an earlier failure left, once a run has succeeded."""
+        if not self._has_failed and exists(self.ckpt_path):
+            trainer.strategy.remove_checkpoint(self.ckpt_path)
+        self._has_failed = False

@@ -1,0 +1,85 @@
+"""The run as a dict: the content of a checkpoint.
+
+The keys, and their order, are the reference's, so that either side can load the other's. What only we know stands under
+one key of its own, `fulmen`, which others ignore.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fulmen.fabric.seeding import collect_rng_state
+from fulmen.trainer.core.hparams import hyperparameter_entries
+from fulmen.trainer.hooks.table import Listener
+from fulmen.trainer.run.context import RunContext
+from fulmen.trainer.stages import Stage
+
+# The version of the reference whose layout this is; its loader migrates by it.
+LAYOUT_VERSION = "2.6.6"
+FULMEN_KEY = "fulmen"
+FULMEN_FORM = 1
+
+
+def dump(
+    run: RunContext,
+    *,
+    loops: Mapping[str, Any],
+    epoch: int,
+    global_step: int,
+    weights_only: bool = False,
+) -> dict[str, Any]:
+    """Everything from which the run can go on.
+
+    Args:
+        run: The run.
+        loops: The saved form of each loop, by name.
+        epoch, global_step: Epochs and optimizer steps done.
+        weights_only: Leave out optimizers, schedulers and callbacks.
+    """
+    strategy, hooks = run.strategy, run.hooks
+    module, datamodule = strategy.lightning_module, run.data.datamodule
+    assert module is not None
+    checkpoint: dict[str, Any] = {
+        "epoch": epoch,
+        "global_step": global_step,
+        "pytorch-lightning_version": LAYOUT_VERSION,
+        "state_dict": strategy.lightning_module_state_dict(),
+        "loops": dict(loops),
+    }
+    if not weights_only:
+        checkpoint["callbacks"] = callback_states(run)
+        checkpoint["optimizer_states"] = [strategy.optimizer_state(optimizer) for optimizer in strategy.optimizers]
+        checkpoint["lr_schedulers"] = [config.scheduler.state_dict() for config in strategy.lr_scheduler_configs]
+        precision = strategy.precision_plugin
+        if state := precision.state_dict():
+            checkpoint[type(precision).__qualname__] = state
+        checkpoint[FULMEN_KEY] = _own_state(run)
+    for owner in (module, datamodule):
+        if owner is not None:
+            checkpoint.update(hyperparameter_entries(owner))
+    if datamodule is not None and (state := datamodule.state_dict()):
+        checkpoint[type(datamodule).__qualname__] = state
+    if not weights_only:
+        hooks.fire_group(Listener.CALLBACKS, "on_save_checkpoint", checkpoint)
+    hooks.fire_group(Listener.MODULE, "on_save_checkpoint", checkpoint)
+    return checkpoint
+
+
+def callback_states(run: RunContext) -> dict[str, Any]:
+    """The state of every callback that has one, by its key."""
+    states = {}
+    for callback in run.hooks.callbacks:
+        if state := callback.state_dict():
+            states[callback.state_key] = state
+    return states
+
+
+def _own_state(run: RunContext) -> dict[str, Any]:
+    """What the reference does not keep: random numbers, the place in the data, sums of metrics."""
+    prepared = run.data.prepared.get(Stage.TRAIN)
+    return {
+        "form": FULMEN_FORM,
+        "world_size": run.strategy.world_size,
+        "rng": run.strategy.gather_objects(collect_rng_state()),
+        "data": prepared.state_dict() if prepared is not None else None,
+        "metrics": run.metrics.state_dict(),
+    }

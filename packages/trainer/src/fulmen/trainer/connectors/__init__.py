@@ -1,0 +1,1 @@
+"""Flags and arguments to the parts of a run."""

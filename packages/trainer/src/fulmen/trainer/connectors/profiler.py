@@ -1,0 +1,32 @@
+"""The profiler flag to a profiler."""
+
+from fulmen.trainer.errors import ArgumentTypeError, ConfigurationError
+from fulmen.trainer.profilers.base import PassThroughProfiler, Profiler
+from fulmen.trainer.profilers.simple import SimpleProfiler
+
+_BY_NAME: dict[str, type[Profiler]] = {"simple": SimpleProfiler}
+
+
+def choose_profiler(profiler: Profiler | str | None) -> Profiler:
+    """The profiler that the flag names; None times nothing.
+
+    Raises:
+        ConfigurationError: For an unknown name.
+        ArgumentTypeError: For anything that is no profiler.
+    """
+    if profiler is None:
+        return PassThroughProfiler()
+    if isinstance(profiler, Profiler):
+        return profiler
+    if not isinstance(profiler, str):
+        raise ArgumentTypeError(
+            f"Trainer(profiler={profiler!r}) is a {type(profiler).__name__}."
+            " A run is timed by a Profiler object or by one chosen by name."
+            f" Pass one of {sorted(_BY_NAME)}, a Profiler, or None."
+        )
+    if profiler not in _BY_NAME:
+        raise ConfigurationError(
+            f"Trainer(profiler={profiler!r}) is unknown."
+            f" The names are {', '.join(map(repr, sorted(_BY_NAME)))}. Pass one of them, or a Profiler object."
+        )
+    return _BY_NAME[profiler]()

@@ -1,0 +1,150 @@
+"""The next batch, and was it the last?
+
+Knows nothing of what a batch is and where it goes. This is the hot path: one `next` costs one method call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from operator import itemgetter
+from typing import Any
+
+from fulmen.fabric.data.length import sized_len
+from fulmen.trainer.data.combined_loader import CombinedLoader
+
+_NOTHING = object()
+
+
+class Fetcher(Iterator[Any]):
+    """Iterates a source of batches up to a limit.
+
+    Iterating gives the batches as the source gives them, with one exception: of a `CombinedLoader` that is not
+    sequential it gives the combined batch alone. With `indexed=True` it is always `(batch, batch_idx, dataloader_idx)`.
+
+    When the limit is reached the source is not touched again. When a source ends by itself, it is asked once more, as
+    a `for` loop does, so that whatever it does at its end happens.
+
+    Args:
+        source: A view of a loader, a `CombinedLoader`, or any iterable.
+        limit: At most how many batches, counted from the begin of the epoch; a list is one for each loader of a
+            `CombinedLoader`.
+        start: How many batches of this epoch are done already; only the first iteration leaves them out. A source
+            with `skip_to` is told, from any other they are taken and dropped.
+        indexed: See above; None is True for a sequential `CombinedLoader` only.
+    """
+
+    def __init__(
+        self,
+        source: Iterable[Any],
+        limit: int | float | Sequence[int | float] = math.inf,
+        *,
+        start: int = 0,
+        indexed: bool | None = None,
+    ) -> None:
+        self.count = start
+        """How many batches were fetched in this epoch, those before `start` included."""
+        self._source = source
+        self._start: int | None = start  # until the first iteration has begun there
+        if not isinstance(limit, int | float):
+            assert isinstance(source, CombinedLoader)
+            source.limits = list(limit)
+            limit = math.inf
+        self._limit: int | float = limit
+        self._indexed = indexed
+        self._iterator: Iterator[Any] = iter(())
+        self._ahead: Any = _NOTHING
+        self._bound: int | float = limit
+        self._end = self._measure()
+
+    @property
+    def is_last(self) -> bool:
+        """Does no batch follow the one that was fetched last?
+
+        Of a source without a length, the next batch is fetched to find out, when this is read and not before: a loop
+        that reads it after its step draws random numbers in the order of a plain loop.
+        """
+        if self._end is not None:
+            return self.count >= self._end
+        if self.count >= self._limit:
+            return True
+        if self._ahead is _NOTHING:
+            self._ahead = next(self._iterator, _NOTHING)
+            if self._ahead is _NOTHING:
+                self._end = self._bound = self.count
+        return self._ahead is _NOTHING
+
+    @property
+    def is_surely_last(self) -> bool:
+        """Is it known already, without a look ahead, that no batch follows?"""
+        return self.count >= (self._limit if self._end is None else self._end)
+
+    @property
+    def length(self) -> int | float:
+        """How many batches the epoch has; `math.inf` if nobody knows."""
+        return self._limit if self._end is None else self._end
+
+    def __iter__(self) -> Fetcher:
+        """Begin the epoch: at `start` the first time, from then on at 0."""
+        self.close()
+        start, self._start = self._start, None
+        self.count = start or 0
+        self._end = self._measure()
+        if self.count < self._bound:
+            self._iterator = self._begin(start)
+        return self
+
+    def __next__(self) -> Any:
+        """The next batch."""
+        if self.count >= self._bound:
+            self._finish()
+            raise StopIteration
+        if self._ahead is _NOTHING:
+            try:
+                batch = next(self._iterator)
+            except StopIteration:
+                # Sooner than the length said, or no length was known: either way the epoch is over.
+                self._end = self._bound = self.count
+                self.close()
+                raise
+        else:
+            batch, self._ahead = self._ahead, _NOTHING
+        self.count += 1
+        return batch
+
+    def close(self) -> None:
+        """Let go of the iteration under way; worker processes that live for one iteration end."""
+        self._iterator = iter(())
+        self._ahead = _NOTHING
+        if isinstance(self._source, CombinedLoader):
+            self._source.reset()  # it keeps its iteration itself
+
+    def _measure(self) -> int | None:
+        length = sized_len(self._source)
+        self._bound = self._limit if length is None else min(length, self._limit)
+        self._ends_by_itself = length is not None and length <= self._limit
+        return None if length is None else int(self._bound)
+
+    def _begin(self, first: int | None) -> Iterator[Any]:
+        source, start = self._source, first or 0
+        skips = hasattr(source, "skip_to")
+        # Told also that nothing is done: a source with a restored state would go on behind the batch that was in work.
+        if skips and first is not None:
+            source.skip_to(first)  # type: ignore[attr-defined]
+        iterator = iter(source)
+        if start > 0 and not skips:
+            next(islice(iterator, start, start), None)
+        if isinstance(source, CombinedLoader):
+            indexed = source.mode == "sequential" if self._indexed is None else self._indexed
+            # A combined loader is its own iterator, and begins anew when it is asked for one: `map` must not ask.
+            return iterator if indexed else map(itemgetter(0), iter(source.__next__, _NOTHING))
+        if self._indexed:
+            return ((batch, batch_idx, 0) for batch_idx, batch in enumerate(iterator, start))
+        return iterator
+
+    def _finish(self) -> None:
+        if self._ends_by_itself:
+            self._ends_by_itself = False
+            next(self._iterator, None)
+        self.close()

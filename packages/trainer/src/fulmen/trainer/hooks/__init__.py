@@ -1,0 +1,1 @@
+"""Which hooks exist, and how they are called."""

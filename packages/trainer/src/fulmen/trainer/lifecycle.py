@@ -1,0 +1,237 @@
+"""One run, from setup to teardown, in order; what happens on errors."""
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+
+from fulmen.fabric.rank_zero import rank_zero_info
+from fulmen.trainer.checkpoint import restore
+from fulmen.trainer.connectors.callbacks import with_callbacks_of
+from fulmen.trainer.connectors.data import prepare_data
+from fulmen.trainer.core.module import LightningModule
+from fulmen.trainer.errors import InterruptedBySignal, StopRun
+from fulmen.trainer.hooks.table import Listener
+from fulmen.trainer.optimization.configure import set_up_optimizers
+from fulmen.trainer.run.context import RunContext
+from fulmen.trainer.run.signals import end_on_ctrl_c
+from fulmen.trainer.stages import EntryPoint, Stage, Status
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_FIRST_STAGE = {
+    EntryPoint.FIT: Stage.TRAIN,
+    EntryPoint.VALIDATE: Stage.VALIDATE,
+    EntryPoint.TEST: Stage.TEST,
+    EntryPoint.PREDICT: Stage.PREDICT,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one call of an entry point is to do.
+
+    Attributes:
+        entry: Which entry point was called.
+        module: The user's module.
+        work: The loop, called when all is set up; its answer is the caller's.
+        ckpt_path: A checkpoint to restore first.
+        weights_only: As for `torch.load`; None is True.
+        load_loops: Takes the saved loops, and what only our checkpoints hold.
+        asks_for_callbacks: Is the module asked for callbacks of its own? Not in a rehearsal.
+    """
+
+    entry: EntryPoint
+    module: LightningModule
+    work: Callable[[], Any]
+    ckpt_path: str | None = None
+    weights_only: bool | None = None
+    load_loops: Callable[[Mapping[str, Any], dict[str, Any]], None] | None = None
+    asks_for_callbacks: bool = True
+
+
+def run(context: RunContext, plan: Plan) -> Any:
+    """Set up, restore, run the loop, tear down; on errors, tell everybody and leave all as it was.
+
+    Returns:
+        What `plan.work` returned; None after Ctrl-C in a notebook.
+
+    Raises:
+        SystemExit: After a signal, or Ctrl-C outside a notebook, with the code that shells expect.
+        BaseException: What user code raised.
+    """
+    state = context.state
+    state.fn = plan.entry
+    state.status = Status.RUNNING
+    answer: Any = None
+    try:
+        launcher = context.strategy.launcher
+        passing_on = context.signals.listening(pass_on=launcher.kill if launcher is not None else None)
+        with passing_on, _global_settings(context), state.inside(_FIRST_STAGE[plan.entry]):
+            answer = _run(context, plan)
+            state.status = Status.FINISHED
+    except KeyboardInterrupt:
+        end_on_ctrl_c()
+    return answer
+
+
+def _run(context: RunContext, plan: Plan) -> Any:
+    answer: Any = None
+    with ExitStack() as undo:
+        try:
+            try:
+                _set_up(context, plan)
+                undo.enter_context(torch.autograd.set_detect_anomaly(context.settings.detect_anomaly))
+                answer = plan.work()
+            except StopRun:
+                log.info("The run was stopped in good order.")
+            context.signals.raise_if_caught()  # it came when the loop asked no more
+            _end(context, plan)
+        except BaseException as error:
+            caught = context.signals.caught
+            if caught and isinstance(error, Exception) and context.strategy.world_size > 1:
+                # Other processes have ended first, and the batch in work could not be done without them.
+                interruption = InterruptedBySignal(caught)
+                _fail(context, plan, interruption)
+                raise interruption from error
+            _fail(context, plan, error)
+            raise
+    return answer
+
+
+def _set_up(context: RunContext, plan: Plan) -> None:
+    """Everything before the loop, in the order that hooks rely on."""
+    strategy, hooks, data, metrics = context.strategy, context.hooks, context.data, context.metrics
+    module, entry = plan.module, plan.entry
+    metrics.reset()
+    strategy.connect(module)
+    module.attach(hooks.trainer, metrics)  # type: ignore[arg-type]  # opaque here, the Trainer in fact
+    if data.datamodule is not None:
+        data.datamodule.trainer = hooks.trainer  # type: ignore[assignment]  # opaque here
+    hooks.attach(module, data.datamodule, strategy)
+    if plan.asks_for_callbacks:
+        with hooks.inside("configure_optimizers"):  # nothing may be logged here either
+            hooks.callbacks = with_callbacks_of(module, hooks.callbacks)
+    hooks.compile()
+    strategy.setup_environment()
+    # Read before anything else is done: it may be damaged.
+    checkpoint = restore.read(context, plan.ckpt_path, weights_only=plan.weights_only) if plan.ckpt_path else None
+    context.profiler.setup(stage=entry, local_rank=strategy.local_rank)
+    prepare_data(hooks, data, module, strategy)
+    hooks.setup(stage=str(entry))
+    strategy.barrier("setup")
+    hooks.compile()  # callbacks may have come or gone in setup
+    with strategy.model_sharded_context():
+        hooks.configure_model()
+    if checkpoint is not None:
+        rank_zero_info(f"Restoring from the checkpoint at {plan.ckpt_path}")
+        restore.restore_weights(context, checkpoint)
+    strategy.setup_model(training=entry is EntryPoint.FIT)
+    metrics.attach(strategy, strategy.root_device, is_global_zero=strategy.is_global_zero, module=module)
+    if entry is EntryPoint.FIT:
+        set_up_optimizers(context)
+        hooks.on_fit_start()
+        hooks.compile()
+    _introduce(context, module)
+    if checkpoint is not None and entry is EntryPoint.FIT:
+        own = restore.own_state(checkpoint)
+        restore.restore_training(context, checkpoint, partial(_load_loops, plan, own))
+        if own.get("metrics"):
+            metrics.load_state_dict(own["metrics"])
+        checkpoint.clear()  # tensors that nobody needs any more
+    strategy.barrier("run")
+
+
+def _load_loops(plan: Plan, own: dict[str, Any], loops: Mapping[str, Any]) -> None:
+    if plan.load_loops is not None:
+        plan.load_loops(loops, own)
+
+
+def _introduce(context: RunContext, module: LightningModule) -> None:
+    """Tell the loggers what is going to run."""
+    settings, data = context.settings, context.data
+    for logger in context.metrics.loggers:
+        if settings.enable_autolog_hparams:
+            hparams = _hparams_to_log(module, data.datamodule)
+            if hparams is not None:
+                logger.log_hyperparams(hparams)
+        logger.log_graph(module)
+        logger.save()
+
+
+def _hparams_to_log(module: LightningModule, datamodule: Any) -> Mapping[str, Any] | None:
+    initial: dict[str, Any] = {}
+    for owner in (module, datamodule):
+        if owner is not None and owner.logs_hparams:
+            initial.update(owner.hparams_initial)
+    return initial or None
+
+
+def _end(context: RunContext, plan: Plan) -> None:
+    """The good end."""
+    hooks, strategy = context.hooks, context.strategy
+    strategy.teardown()
+    if plan.entry is EntryPoint.FIT:
+        hooks.on_fit_end()
+    hooks.teardown(stage=str(plan.entry))
+    context.profiler.describe()
+    context.profiler.teardown(stage=plan.entry)
+    for logger in context.metrics.loggers:
+        logger.finalize("success")
+
+
+def _fail(context: RunContext, plan: Plan, error: BaseException) -> None:
+    """Tell everybody; what goes wrong now is reported, and hides neither the error nor the others' turn."""
+    context.state.status = Status.INTERRUPTED
+    hooks = context.hooks
+    if isinstance(error, InterruptedBySignal):
+        rank_zero_info(f"Ending the run: signal {signal.Signals(error.signum).name} came.")
+    told: list[Callable[[], Any]] = []
+    for group in (Listener.CALLBACKS, Listener.DATAMODULE):
+        told += [partial(call, error) for call in hooks.calls(group, "on_exception")]
+    told += [partial(logger.finalize, "failed") for logger in context.metrics.loggers]
+    told.append(partial(context.strategy.on_exception, error))
+    told.append(context.strategy.teardown)
+    told += [
+        partial(call, stage=str(plan.entry))
+        for group in (Listener.DATAMODULE, Listener.CALLBACKS, Listener.MODULE)
+        for call in hooks.calls(group, "teardown")
+    ]
+    told.append(partial(context.profiler.teardown, stage=plan.entry))
+    for call in told:
+        try:
+            call()
+        except Exception:
+            log.exception("While the run ended on %r, this failed too:", error)
+
+
+@contextmanager
+def _global_settings(context: RunContext) -> Iterator[None]:
+    """Settings of torch that belong to this run, put back afterwards."""
+    settings = context.settings
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    # Called only if asked for: the first call imports torch's compiler, which takes seconds.
+    changes = settings.deterministic is not None
+    if changes:
+        # https://docs.nvidia.com/cuda/cublas/#results-reproducibility: cuBLAS needs it, and reads it once.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(bool(settings.deterministic), warn_only=settings.deterministic == "warn")
+    if settings.benchmark is not None:
+        torch.backends.cudnn.benchmark = settings.benchmark
+    elif settings.deterministic:
+        torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        if changes:
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark

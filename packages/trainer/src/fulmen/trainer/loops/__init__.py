@@ -1,0 +1,1 @@
+"""What repeats: epochs, batches, passes over the data."""

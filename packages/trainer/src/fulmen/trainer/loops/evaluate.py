@@ -1,0 +1,109 @@
+"""Validate and test: every batch once, without gradients, and the means of what was logged."""
+
+from typing import Any
+
+from fulmen.trainer.data.fetchers import Fetcher
+from fulmen.trainer.loops.base import limited, load
+from fulmen.trainer.loops.passes import evaluating, run_batches, without_gradients
+from fulmen.trainer.loops.when import num_sanity_batches
+from fulmen.trainer.progress.counts import EvaluationCounts, FitCounts
+from fulmen.trainer.run.context import RunContext
+from fulmen.trainer.stages import Stage
+
+Results = list[dict[str, float]]
+# Test and validation hooks differ in this word only.
+_WORDS = {Stage.VALIDATE: "validation", Stage.SANITY_CHECK: "validation", Stage.TEST: "test"}
+
+
+class EvaluateLoop:
+    """One pass over the loaders of a stage.
+
+    Args:
+        run: All that it may touch.
+        stage: VALIDATE, TEST or SANITY_CHECK.
+        counts: Where it counts; made by the caller when a fit owns them.
+        fit: The counts of the fit, on whose axis its results are logged.
+        inside_fit: Does it run between training batches? Then the weights are trained on afterwards.
+    """
+
+    def __init__(
+        self,
+        run: RunContext,
+        stage: Stage,
+        counts: EvaluationCounts | None = None,
+        *,
+        fit: FitCounts | None = None,
+        inside_fit: bool = False,
+    ) -> None:
+        self.run_context = run
+        self.stage = stage
+        self.counts = counts or EvaluationCounts()
+        self.word = _WORDS[stage]
+        self.max_batches: list[int | float] = []
+        self._fit = fit or FitCounts()
+        self._inside_fit = inside_fit
+        self._seen_batches = 0  # the x value of metrics logged by step, over the whole run
+
+    @property
+    def source_stage(self) -> Stage:
+        """The stage whose loaders are used; the sanity check uses those of validation."""
+        return Stage.VALIDATE if self.stage is Stage.SANITY_CHECK else self.stage
+
+    @property
+    def skips(self) -> bool:
+        """Is there nothing to do?"""
+        return sum(self.max_batches) == 0
+
+    def setup_data(self) -> None:
+        """Get the loaders, unless they are there already and still fresh."""
+        run, epoch = self.run_context, self._fit.epoch.total
+        prepared = run.data.prepared.get(self.source_stage)
+        if prepared is None or prepared.is_stale(epoch, run.settings.reload_dataloaders_every_n_epochs):
+            prepared = load(run, self.source_stage, epoch)
+        limit = getattr(run.settings, f"limit_{self.source_stage.dataloader_prefix}_batches")
+        self.max_batches = limited(prepared.lengths, limit, self.source_stage)
+        if self.stage is Stage.SANITY_CHECK:
+            self.max_batches = num_sanity_batches(run.settings.num_sanity_val_steps or 0, self.max_batches)
+
+    def run(self) -> Results:
+        """Make one pass. Returns, for each loader, what was logged over it."""
+        run = self.run_context
+        with run.state.inside(self.stage):
+            if self._inside_fit:
+                run.hooks.on_validation_model_zero_grad()
+            with without_gradients(inference=self._inference):
+                self.setup_data()
+                return [] if self.skips else self._pass()
+
+    def _pass(self) -> Results:
+        run = self.run_context
+        self.counts.begin_pass(keep_total=self._inside_fit)
+        with run.metrics.inside(self.stage, len(self.max_batches)), evaluating(run, self.word):
+            run.metrics.begin_epoch()
+            self._fire("start")
+            self._fire("epoch_start")
+            # Only now: a hook may have had the loaders made anew.
+            fetcher = Fetcher(run.data.prepared[self.source_stage].loader, self._limits, indexed=True)
+            several = len(self.max_batches) > 1
+            run_batches(run, self.word, self.counts, fetcher, several=several, after=self._after_batch)
+            run.metrics.end_batches()
+            self._fire("epoch_end")
+            run.metrics.publish_epoch(self._fit.stepped_batches, self._fit.epoch.total)
+            self._fire("end")
+            return run.metrics.results()
+
+    @property
+    def _inference(self) -> bool:
+        in_fit = self._inside_fit or self.stage is Stage.SANITY_CHECK
+        return self.run_context.settings.inference_mode and not in_fit
+
+    @property
+    def _limits(self) -> int | float | list[int | float]:
+        return self.max_batches if len(self.max_batches) > 1 else self.max_batches[0]
+
+    def _fire(self, moment: str) -> None:
+        getattr(self.run_context.hooks, f"on_{self.word}_{moment}")()
+
+    def _after_batch(self, _answer: Any, _loader: int) -> None:
+        self.run_context.metrics.publish_step(self._seen_batches)
+        self._seen_batches += 1

@@ -1,0 +1,194 @@
+"""Epochs until done."""
+
+import math
+from typing import Any
+
+from fulmen.trainer.checkpoint.restore import restore_rng
+from fulmen.trainer.data.sources import PreparedLoaders
+from fulmen.trainer.flags import setting
+from fulmen.trainer.loops import when
+from fulmen.trainer.loops.base import limited, load
+from fulmen.trainer.loops.evaluate import EvaluateLoop
+from fulmen.trainer.loops.resume import Resumption, resume
+from fulmen.trainer.loops.train_epoch import TrainEpochLoop
+from fulmen.trainer.progress.counts import FitCounts
+from fulmen.trainer.progress.phase import Phase
+from fulmen.trainer.run.context import RunContext
+from fulmen.trainer.run.settings import Settings
+from fulmen.trainer.signature import is_overridden
+from fulmen.trainer.stages import Stage
+
+
+class FitLoop:
+    """Trains epoch after epoch, with validation inside, until a bound is reached or somebody asks to stop.
+
+    Args:
+        run: All that it may touch.
+    """
+
+    # Programs train on with the same Trainer by `trainer.fit_loop.max_epochs = 20`.
+    max_epochs: int | None = setting("max_epochs", "Epochs after which the fit ends; -1 is none.")
+    min_epochs: int | None = setting("min_epochs", "Epochs before which it is not stopped.")
+    max_steps: int = setting("max_steps", "Optimizer steps after which the fit ends; -1 is none.")
+    min_steps: int | None = setting("min_steps", "Optimizer steps before which it is not stopped.")
+
+    def __init__(self, run: RunContext) -> None:
+        self.run_context = run
+        self.counts = FitCounts()
+        self.epoch_loop = TrainEpochLoop(
+            run,
+            self.counts,
+            EvaluateLoop(run, Stage.VALIDATE, self.counts.validation, fit=self.counts, inside_fit=True),
+        )
+        self.max_batches: int | float = 0
+        self.restored: dict[str, Any] | None = None  # what only a checkpoint knows, until the run has gone on from it
+
+    @property
+    def settings(self) -> Settings:
+        """Every flag."""
+        return self.run_context.settings
+
+    @property
+    def val_loop(self) -> EvaluateLoop:
+        """The validation inside."""
+        return self.epoch_loop.val_loop
+
+    @property
+    def done(self) -> when.StopReason | None:
+        """Why no further epoch begins, or None if one does."""
+        settings, counts = self.run_context.settings, self.counts
+        return when.fit_is_done(
+            epochs=counts.epoch.total,
+            steps=counts.global_step,
+            num_batches=self.max_batches,
+            max_epochs=settings.max_epochs if settings.max_epochs is not None else -1,
+            max_steps=settings.max_steps,
+            min_epochs=settings.min_epochs,
+            min_steps=settings.min_steps,
+            stop_requested=self.run_context.state.should_stop,
+        )
+
+    def estimated_steps(self) -> int | float:
+        """Optimizer steps of the whole fit, counted from limits and length of the data; infinity if nobody knows."""
+        settings = self.run_context.settings
+        if settings.max_epochs == -1 and settings.max_steps == -1:
+            return math.inf
+        if Stage.TRAIN not in self.run_context.data.prepared:
+            self._load()
+        batches = self.max_batches
+        if batches == math.inf or settings.max_epochs == -1:
+            return settings.max_steps if settings.max_steps != -1 else math.inf
+        # An epoch's last window steps also when it is short.
+        steps = math.ceil(batches / settings.accumulate_grad_batches) * max(settings.max_epochs or 0, 1)
+        return min(steps, settings.max_steps) if settings.max_steps != -1 else steps
+
+    def run(self) -> when.StopReason:
+        """Train until done. Returns why it ended."""
+        run = self.run_context
+        with run.state.inside(Stage.TRAIN), run.metrics.inside(Stage.TRAIN):
+            # Somebody may have asked before how many batches there are.
+            prepared = run.data.prepared.get(Stage.TRAIN) or self._load()
+            resumption = self._resumption()
+            if prepared is not None:
+                self._setup_data(prepared, resumption)
+            if reason := self.done:
+                return reason
+            self._setup_validation_data()
+            self.epoch_loop.setup_steps()
+            run.metrics.begin_epoch()
+            run.hooks.on_train_start()
+            if self.restored is not None:
+                restore_rng(run, self.restored)
+                self.restored = None
+            if resumption is not None and resumption.after_epoch:
+                self.epoch_loop.finish_epoch(self.counts.epoch.total - 1)
+            inside_epoch = resumption is not None and resumption.inside_epoch
+            while True:
+                self._run_epoch(begun=inside_epoch)
+                inside_epoch = False
+                if reason := self.done:
+                    break
+                run.metrics.begin_epoch()
+            run.hooks.on_train_end()
+            return reason
+
+    def reload(self) -> None:
+        """Ask for the training loaders anew before the next batch: what they are made from has changed.
+
+        To be called before an epoch's batches begin.
+        """
+        if self.run_context.data.prepared.pop(Stage.TRAIN, None) is not None:
+            self._setup_data(self._load(), None)  # type: ignore[arg-type]  # there were batches before
+
+    def _resumption(self) -> Resumption | None:
+        counts = self.counts
+        if self.restored is None:
+            # What an earlier fit on this Trainer had in work when it ended is not gone on with: its data is gone.
+            counts.epoch.abandon()
+            counts.batch.abandon()
+            return None
+        between_batches = counts.epoch.phase is Phase.STARTED and counts.batch.phase is Phase.IDLE
+        validating = between_batches and counts.batch.current > 0
+        resumption = resume(counts)
+        if validating:  # the batch before was done, but its step not yet counted for loggers
+            window = self.run_context.settings.accumulate_grad_batches
+            counts.stepped_batches += int(counts.is_last_batch or resumption.next_batch % window == 0)
+        return resumption
+
+    def _load(self) -> PreparedLoaders | None:
+        """The training loaders; None if the user wants no batch of them."""
+        run = self.run_context
+        if run.settings.limit_train_batches == 0:
+            self.max_batches = 0
+            return None
+        prepared = load(run, Stage.TRAIN, self.counts.epoch.total)
+        [self.max_batches] = limited([prepared.length], run.settings.limit_train_batches, Stage.TRAIN)
+        return prepared
+
+    def _setup_data(self, prepared: PreparedLoaders, resumption: Resumption | None) -> None:
+        if resumption is not None and resumption.inside_epoch:
+            prepared.set_epoch(self.counts.epoch.total)
+            if self.restored and (saved := self.restored.get("data")):
+                prepared.load_state_dict(saved)
+        self.epoch_loop.setup_data(prepared, self.max_batches, resumption)
+
+    def _setup_validation_data(self) -> None:
+        """Validation loaders are made before training begins, if the first epoch needs them."""
+        run, data = self.run_context, self.run_context.data
+        self.epoch_loop.validates = validation_is_possible(run)
+        if not self.epoch_loop.validates:
+            return
+        first = when.validates_in_epoch(self.counts.epoch.total, run.settings.check_val_every_n_epoch)
+        if Stage.VALIDATE in data.prepared or first:
+            with run.state.inside(Stage.VALIDATE):
+                self.val_loop.setup_data()
+            self.epoch_loop.validates = not self.val_loop.skips
+
+    def _run_epoch(self, *, begun: bool) -> None:
+        run, counts, hooks = self.run_context, self.counts, self.run_context.hooks
+        every = run.settings.reload_dataloaders_every_n_epochs
+        if not begun and run.data.prepared[Stage.TRAIN].is_stale(counts.epoch.total, every):
+            self._setup_data(self._load(), None)  # type: ignore[arg-type]  # there were batches before
+        if not begun:
+            run.data.set_epoch(Stage.TRAIN, counts.epoch.total)
+            counts.begin_epoch()
+            counts.epoch.ready()
+            hooks.on_train_epoch_start()
+            counts.epoch.started()
+        self.epoch_loop.run()
+        counts.epoch.processed()
+        run.metrics.end_batches()
+        hooks.on_train_epoch_end()
+        self.epoch_loop.after_epoch()
+        counts.epoch.completed()
+
+
+def validation_is_possible(run: RunContext) -> bool:
+    """Has the module a validation step, are there loaders for it, and is it not switched off?"""
+    module = run.strategy.lightning_module
+    return (
+        module is not None
+        and is_overridden("validation_step", module)
+        and run.data.sources[Stage.VALIDATE].is_defined()
+        and run.settings.limit_val_batches != 0
+    )

@@ -1,0 +1,189 @@
+"""One epoch of training: batch, step, metrics, validate?"""
+
+from contextlib import closing
+from time import monotonic
+from typing import Any
+
+from fulmen.trainer.data.batch import Placer, make_placer
+from fulmen.trainer.data.fetchers import Fetcher
+from fulmen.trainer.data.sources import PreparedLoaders
+from fulmen.trainer.hooks.dispatch import HookFunction, listened
+from fulmen.trainer.loops import when
+from fulmen.trainer.loops.evaluate import EvaluateLoop
+from fulmen.trainer.loops.resume import Resumption
+from fulmen.trainer.optimization.automatic import AutomaticOptimization
+from fulmen.trainer.optimization.manual import ManualOptimization
+from fulmen.trainer.optimization.schedulers import Schedulers
+from fulmen.trainer.progress.counts import FitCounts
+from fulmen.trainer.run.context import RunContext
+
+SKIP_EPOCH = -1  # what `on_train_batch_start` answers to leave out the rest of the epoch
+
+
+class TrainEpochLoop:
+    """The batches of one epoch after the other.
+
+    Args:
+        run: All that it may touch.
+        counts: The fit's counts; this loop moves those of batches.
+        val_loop: Run between batches, or after them.
+    """
+
+    def __init__(self, run: RunContext, counts: FitCounts, val_loop: EvaluateLoop) -> None:
+        self.run_context = run
+        self.counts = counts
+        self.val_loop = val_loop
+        self.max_batches: int | float = 0
+        self.validates = False  # can this fit validate at all?
+        self.val_check_batch: int | float = float("inf")
+        self._across_epochs = False
+        self._validated_at_s = monotonic()
+        self._resumption: Resumption | None = None
+
+    def setup_data(self, prepared: PreparedLoaders, max_batches: int | float, resumption: Resumption | None) -> None:
+        """Take these batches for the epochs to come.
+
+        Args:
+            prepared: The training loaders.
+            max_batches: How many of their batches make an epoch.
+            resumption: Where the first epoch goes on, if it was under way.
+        """
+        settings = self.run_context.settings
+        self.max_batches = max_batches
+        self._across_epochs = settings.check_val_every_n_epoch is None
+        self.val_check_batch = float("inf")
+        if settings.val_check_time is None and max_batches > 0:
+            interval = settings.val_check_interval
+            assert isinstance(interval, int | float)
+            self.val_check_batch = when.validation_interval(interval, max_batches, across_epochs=self._across_epochs)
+        inside = resumption is not None and resumption.inside_epoch
+        start = resumption.next_batch if resumption is not None and inside else 0
+        self._resumption = resumption if inside else None
+        self._fetcher = Fetcher(prepared.loader, max_batches, start=start)
+
+    def setup_steps(self) -> None:
+        """Decide all that can be decided before the first batch; the optimizers are there."""
+        run = self.run_context
+        module = run.strategy.lightning_module
+        assert module is not None
+        self._optimization: AutomaticOptimization | ManualOptimization
+        if module.automatic_optimization:
+            self._optimization = AutomaticOptimization(run, self.counts, self.max_batches)
+        else:
+            self._optimization = ManualOptimization(run, self.counts)
+        configs = run.strategy.lr_scheduler_configs
+        self._schedulers = Schedulers(configs, module, run.hooks, run.metrics, self.counts)
+        self._place: Placer | None = make_placer(module, run.data.datamodule, run.strategy, run.hooks.as_hook)
+        self._on_batch_start: HookFunction | None = listened(run.hooks.on_train_batch_start)
+        self._on_batch_end: HookFunction | None = listened(run.hooks.on_train_batch_end)
+        self._validated_at_s = monotonic()
+
+    @property
+    def may_stop(self) -> bool:
+        """Was a stop asked for, and has enough been trained to follow?"""
+        settings, counts = self.run_context.settings, self.counts
+        return self.run_context.state.should_stop and when.may_stop_early(
+            epochs=counts.epoch.total,
+            steps=counts.global_step,
+            min_epochs=settings.min_epochs,
+            min_steps=settings.min_steps,
+        )
+
+    def run(self) -> None:
+        """Train on the batches of this epoch."""
+        resumption, self._resumption = self._resumption, None
+        fetcher = self._fetcher
+        with self.run_context.hooks.inside("training_step"), closing(fetcher):
+            done = resumption.next_batch if resumption is not None and resumption.after_batch else 0
+            stopped = done and self._after_batch(done - 1, is_last=self.counts.is_last_batch)
+            if not stopped:
+                for batch in fetcher:
+                    if self._run_batch(batch, fetcher):
+                        break
+
+    def after_epoch(self) -> None:
+        """What follows the hooks at the end of an epoch."""
+        counts = self.counts
+        self.finish_epoch(counts.epoch.total)
+        # The last step of the epoch, on the same axis as the steps' own metrics.
+        self.run_context.metrics.publish_epoch(max(counts.stepped_batches - 1, 0), counts.epoch.total)
+
+    def finish_epoch(self, epoch: int) -> None:
+        """What changes training at the end of `epoch` (0-based); after a resume there, it is still to be done."""
+        self._schedulers.after_epoch(epoch, plateau=True)
+
+    def _run_batch(self, batch: Any, fetcher: Fetcher) -> bool:
+        """One batch and what follows it. Does the epoch end here, before its batches do?"""
+        run, counts, cursor = self.run_context, self.counts, self.counts.batch
+        index = fetcher.count - 1
+        counts.is_last_batch = fetcher.is_surely_last
+        cursor.ready()
+        if self._place is not None:
+            batch = self._place(batch, 0)
+        run.metrics.begin_batch(batch, index)
+        if self._on_batch_start is not None and self._on_batch_start(batch, index) == SKIP_EPOCH:
+            cursor.skip()
+            if fetcher.is_last:
+                self._schedulers.after_epoch(counts.epoch.total, plateau=False)
+            return True
+        cursor.started()
+        # Of data without a length, `is_last` fetches the next batch: before the step only where the step must know.
+        closes_window = run.settings.accumulate_grad_batches != 1 and fetcher.is_last
+        output = self._optimization.run(batch, index, is_last=closes_window)
+        is_last = counts.is_last_batch = fetcher.is_last
+        cursor.processed()
+        if self._schedulers.step_by_step and self._stepped(index, is_last):
+            self._schedulers.after_step(plateau=False)
+        if is_last:
+            self._schedulers.after_epoch(counts.epoch.total, plateau=False)
+        if self._on_batch_end is not None:
+            self._on_batch_end(self._optimization.outputs(output), batch, index)
+        cursor.completed()
+        every = run.settings.log_every_n_steps or 0
+        # While gradients accumulate the step is not done: it has one row, at its end.
+        due = when.logs_after(counts.stepped_batches, every) or (every and run.state.should_stop)
+        if due and self._stepped(index, is_last):
+            run.metrics.publish_step(counts.stepped_batches, counts.epoch.total)
+        return self._after_batch(index, is_last=is_last)
+
+    def _stepped(self, index: int, is_last: bool) -> bool:
+        """Did the batch end an accumulation window?"""
+        return is_last or (index + 1) % self.run_context.settings.accumulate_grad_batches == 0
+
+    def _after_batch(self, index: int, *, is_last: bool) -> bool:
+        """Validate if it is time. Does the epoch end here, before its batches do?"""
+        run, counts = self.run_context, self.counts
+        if self.validates and self._validates_after(index, is_last=is_last):
+            self.val_loop.run()
+            self._validated_at_s = monotonic()
+        if self._stepped(index, is_last):
+            counts.stepped_batches += 1
+            if self._schedulers.step_by_step:
+                self._schedulers.after_step(plateau=True)
+        if run.signals.caught:
+            run.signals.raise_if_caught()
+        max_steps = run.settings.max_steps
+        if run.state.should_stop:
+            for logger in run.metrics.loggers:
+                logger.save()
+            if self.may_stop:
+                return True
+        return max_steps != -1 and counts.global_step >= max_steps
+
+    def _validates_after(self, index: int, *, is_last: bool) -> bool:
+        run, epoch = self.run_context, self.counts.epoch.total
+        if not when.validates_in_epoch(epoch, run.settings.check_val_every_n_epoch):
+            return False
+        duration = run.settings.val_check_time
+        if duration is not None:
+            due = monotonic() - self._validated_at_s >= duration.total_seconds()
+            # Clocks differ: the first rank's decides.
+            return self.may_stop or bool(run.strategy.broadcast(due))
+        return when.validates_after(
+            batch=index,
+            batches_in_all=self.counts.batch.total - 1,
+            every=self.val_check_batch,
+            across_epochs=self._across_epochs,
+            is_last=is_last,
+            stopping=run.state.should_stop and self.may_stop,
+        )

@@ -1,0 +1,1 @@
+"""What a step does: closure, gradients, clipping, optimizers and schedulers."""

@@ -1,0 +1,192 @@
+"""Forward, zero_grad, backward, step: the run does it, the module gives the loss."""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fulmen.trainer.core.optimizer import LightningOptimizer
+from fulmen.trainer.errors import ConfigurationError
+from fulmen.trainer.hooks.dispatch import HookFunction, listened, nobody
+from fulmen.trainer.optimization.arguments import step_arguments
+from fulmen.trainer.optimization.step import OptimizerStep
+from fulmen.trainer.progress.counts import FitCounts
+from fulmen.trainer.run.context import RunContext
+from fulmen.trainer.signature import is_overridden
+
+Outputs = dict[str, Any]
+
+
+class AutomaticOptimization:
+    """Makes one training step per batch. All that can be decided before the first batch is decided here, once.
+
+    Args:
+        run: Its strategy has been set up.
+        counts: Optimizer steps and zero_grads are counted there.
+        num_batches: Batches of one epoch, infinity if unknown; the last accumulation window may be shorter.
+    """
+
+    def __init__(self, run: RunContext, counts: FitCounts, num_batches: int | float) -> None:
+        strategy, hooks = run.strategy, run.hooks
+        module = strategy.lightning_module
+        assert module is not None
+        self._settings = run.settings
+        self._strategy = strategy
+        self._hooks = hooks
+        self._counts = counts
+        self._num_batches = num_batches
+        self._name = type(module).__name__
+        step = hooks.step("training_step", strategy.step_function("training_step"))
+        self._training_step = step_arguments(module.training_step, step)
+
+        optimizer = strategy.optimizers[0] if strategy.optimizers else None
+        self._optimizer: Optimizer | None = optimizer
+        self._step = OptimizerStep(strategy, hooks, self._clipping(module), automatic=True)
+        if optimizer is not None:
+            self._lightning_optimizer: LightningOptimizer = strategy.lightning_optimizers[0]
+            self._lightning_optimizer.bind(self._step, module=module, skip_gradient_sync=strategy.skip_gradient_sync)
+        self._optimizer_step_hook = hooks.module_method("optimizer_step")
+
+        self._plain_zero_grad = not is_overridden("optimizer_zero_grad", module)
+        self._zero_grad_hook = hooks.module_method("optimizer_zero_grad")
+        self._plain_backward = strategy.backward_is_plain and not is_overridden("backward", module)
+        self._on_before_zero_grad = listened(hooks.on_before_zero_grad)
+        self._on_before_backward = listened(hooks.on_before_backward)
+        self._on_after_backward = listened(hooks.on_after_backward)
+        # The short way: nobody looks between closure and step, and the optimizer would call the closure just once.
+        self._short = (
+            optimizer is not None
+            and not is_overridden("optimizer_step", module)
+            and not strategy.precision_plugin.scales_loss
+            and strategy.optimizer_step_is_plain
+            and _calls_closure_once(optimizer)
+        )
+        self._has_before_step = hooks.on_before_optimizer_step is not nobody or self._step.clips
+
+    def run(self, batch: Any, index: int, *, is_last: bool) -> Any:
+        """One batch. Returns what `training_step` returned."""
+        window = self._settings.accumulate_grad_batches
+        if window != 1:
+            return self._accumulated(batch, index, window, is_last=is_last)
+        self._advance(batch, index, first=True, divisor=1)
+        return self._output
+
+    @staticmethod
+    def outputs(output: Any) -> Outputs:
+        """What `on_train_batch_end` hears: the step's output, detached, as a dict."""
+        if isinstance(output, Tensor):
+            return {"loss": output.detach()}
+        if isinstance(output, Mapping):
+            return {key: value.detach() if isinstance(value, Tensor) else value for key, value in output.items()}
+        return {}
+
+    def _accumulated(self, batch: Any, index: int, window: int, *, is_last: bool) -> Any:
+        place = index % window
+        divisor = int(min(window, self._num_batches - (index - place)))
+        if place == window - 1 or is_last:
+            self._advance(batch, index, first=place == 0, divisor=divisor)
+        else:
+            with self._strategy.skip_gradient_sync(enabled=True):
+                self._closure(batch, index, first=place == 0, divisor=divisor)
+        return self._output
+
+    def _advance(self, batch: Any, index: int, *, first: bool, divisor: int) -> None:
+        """Closure and optimizer step."""
+        optimizer = self._optimizer
+        if optimizer is None:
+            self._closure(batch, index, first=first, divisor=divisor)
+        elif self._short:
+            self._closure(batch, index, first=first, divisor=divisor)
+            if self._has_before_step:
+                self._step.before_step(optimizer)
+            optimizer.step()
+        else:
+            closure = partial(self._closure, batch, index, first=first, divisor=divisor)
+            self._optimizer_step_hook(
+                self._counts.epoch.total, index, self._lightning_optimizer, _with_gradients(closure)
+            )
+        self._counts.optimizer_steps.total += 1
+
+    def _closure(self, batch: Any, index: int, *, first: bool, divisor: int) -> Tensor | None:
+        """Forward, zero_grad (on the first batch of a window), backward."""
+        self._output = output = self._training_step(batch, index)
+        loss = output if isinstance(output, Tensor) else self._loss_of(output)
+        if first and self._optimizer is not None:
+            self._zero_grad(index)
+        if loss is None:
+            return None
+        if divisor != 1:
+            loss = loss / divisor  # not in place: the graph has saved it
+        if self._on_before_backward is not None:
+            self._on_before_backward(loss)
+        if self._plain_backward:
+            loss.backward()
+        else:
+            self._strategy.backward(loss, self._optimizer)
+        if self._on_after_backward is not None:
+            self._on_after_backward()
+        return loss
+
+    def _zero_grad(self, index: int) -> None:
+        optimizer = self._optimizer
+        assert optimizer is not None
+        if self._on_before_zero_grad is not None:
+            self._on_before_zero_grad(optimizer)
+        if self._plain_zero_grad:
+            optimizer.zero_grad()
+        else:
+            self._zero_grad_hook(self._counts.epoch.total, index, optimizer)
+        self._counts.zero_grads.total += 1
+
+    def _loss_of(self, output: Any) -> Tensor | None:
+        if output is None:
+            return None
+        if not isinstance(output, Mapping):
+            raise ConfigurationError(
+                f"{self._name}.training_step() returned a {type(output).__name__}."
+                " In automatic optimization a step gives the loss that backward starts from."
+                " Return a tensor, a dict with the key 'loss', or None to skip the batch."
+            )
+        if "loss" not in output:
+            raise ConfigurationError(
+                f"{self._name}.training_step() returned a dict with the keys {sorted(map(str, output))}."
+                " In automatic optimization a step gives the loss that backward starts from."
+                " Add it under the key 'loss'."
+            )
+        loss: Tensor | None = output["loss"]
+        return loss
+
+    def _clipping(self, module: Any) -> HookFunction | None:
+        settings = self._settings
+        if not is_overridden("configure_gradient_clipping", module) and not settings.gradient_clip_val:
+            return None
+        configure = self._hooks.module_method("configure_gradient_clipping")
+
+        def clip(optimizer: Optimizer) -> None:
+            configure(
+                optimizer,
+                gradient_clip_val=settings.gradient_clip_val,
+                gradient_clip_algorithm=settings.gradient_clip_algorithm,
+            )
+
+        return clip
+
+
+def _calls_closure_once(optimizer: Optimizer) -> bool:
+    """Torch's own optimizers evaluate a closure once, at the start of `step`; LBFGS evaluates it many times."""
+    kind = type(optimizer)
+    return kind.__module__.startswith("torch.optim") and kind is not torch.optim.LBFGS
+
+
+def _with_gradients(closure: Callable[[], Any]) -> Callable[[], Any]:
+    """Optimizers call the closure under no_grad."""
+
+    def call() -> Any:
+        with nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
+            return closure()
+
+    return call

@@ -1,0 +1,85 @@
+"""Run in all processes of a strategy, and bring home what the first one found out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fulmen.fabric.launchers.spawn import SpawnLauncher
+from fulmen.trainer.checkpoint.dump import callback_states
+from fulmen.trainer.core.module import LightningModule
+from fulmen.trainer.progress import legacy
+from fulmen.trainer.properties import TrainerProperties
+from fulmen.trainer.run.signals import end_on_ctrl_c
+from fulmen.trainer.stages import EntryPoint, Status
+
+
+@dataclass
+class Outcome:
+    """What another process sends home: all that the user reads from Trainer and module after a run."""
+
+    answer: Any
+    fn: EntryPoint | None
+    weights: dict[str, Any]
+    status: Status
+    should_stop: bool
+    fit_counts: dict[str, Any]
+    callbacks: dict[str, Any]
+    shown: dict[str, Any]
+
+
+def launch(trainer: TrainerProperties, function: Callable[[], Any], module: LightningModule) -> Any:
+    """Call `function` in every process that the strategy asks for.
+
+    Processes that run the same program (script, torchrun) stay afterwards, each with its own Trainer. Those that were
+    forked or spawned end; their first one's module, progress and metrics come home.
+    """
+    launcher = trainer.strategy.launcher
+    if launcher is None:
+        return function()
+    if not isinstance(launcher, SpawnLauncher):
+        return launcher.launch(function)
+    signals = trainer.context.signals
+    for logger in trainer.loggers:
+        _ = logger.version  # taken here, it is the same in all processes, this one included
+    try:
+        # This process only waits: those that work hear of a signal through it, and end in good order.
+        with signals.listening(pass_on=launcher.kill):
+            outcome = launcher.launch(_run_away, trainer, function, module)
+    except BaseException as error:
+        trainer.state.status = Status.INTERRUPTED
+        signals.raise_if_caught()
+        if isinstance(error, KeyboardInterrupt):
+            return end_on_ctrl_c()
+        raise
+    return _come_home(trainer, module, outcome)
+
+
+def _run_away(trainer: TrainerProperties, function: Callable[[], Any], module: LightningModule) -> Outcome | None:
+    answer = function()
+    if not trainer.is_global_zero:
+        return None
+    return Outcome(
+        answer=answer,
+        fn=trainer.state.fn,
+        weights={name: tensor.detach().cpu() for name, tensor in module.state_dict().items()},
+        status=trainer.state.status,
+        should_stop=trainer.should_stop,
+        fit_counts=legacy.write_fit(trainer.fit_loop.counts),
+        callbacks=callback_states(trainer.context),
+        shown=trainer.context.metrics.shown(),
+    )
+
+
+def _come_home(trainer: TrainerProperties, module: LightningModule, outcome: Outcome) -> Any:
+    context = trainer.context
+    context.strategy.connect(module)
+    module.attach(trainer, context.metrics)
+    module.load_state_dict(outcome.weights)
+    context.state.fn, context.state.status = outcome.fn, outcome.status
+    trainer.should_stop = outcome.should_stop
+    legacy.read_fit(trainer.fit_loop.counts, outcome.fit_counts)
+    for callback in trainer.callbacks:
+        if callback.state_key in outcome.callbacks:
+            callback.load_state_dict(outcome.callbacks[callback.state_key])
+    context.metrics.show(outcome.shown)
+    return outcome.answer

@@ -1,0 +1,1 @@
+"""Where a run is: counts and phases, without a tensor or a trainer."""

@@ -1,0 +1,54 @@
+"""A Trainer without anything that costs time, for tests of what happens inside."""
+
+from typing import Any
+
+import pytest
+
+from fulmen.trainer.loggers.base import Logger
+from fulmen.trainer.trainer import Trainer
+
+
+class Rows(Logger):
+    """Keeps the rows that it gets."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int | None, dict[str, float]]] = []
+
+    @property
+    def name(self) -> str:
+        return "rows"
+
+    @property
+    def version(self) -> int:
+        return 0
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None: ...
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.rows.append((step, {name: float(value) for name, value in metrics.items()}))
+
+
+@pytest.fixture
+def quick(tmp_path: Any) -> Any:
+    """Makes such a Trainer."""
+
+    def make(**flags: Any) -> Trainer:
+        quiet: dict[str, Any] = {
+            "accelerator": "cpu",
+            "max_epochs": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "default_root_dir": tmp_path,
+        }
+        return Trainer(**{**quiet, **flags})
+
+    return make
+
+
+@pytest.fixture
+def rows() -> Rows:
+    """A logger that keeps what it gets."""
+    return Rows()

@@ -1,0 +1,140 @@
+import multiprocessing
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from fulmen.trainer.core.callback import Callback
+from fulmen.trainer.demos import BoringModel, RandomDataset, RandomIterableDataset
+
+
+class Logging(BoringModel):
+    def training_step(self, batch, batch_idx):
+        self.log("batch", float(batch_idx), on_step=True, on_epoch=True)
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx): ...
+
+
+def loader(batches, kind=RandomDataset):
+    return DataLoader(kind(32, batches))
+
+
+def test_a_row_goes_to_the_loggers_every_so_many_steps_and_at_the_end_of_the_epoch(quick, rows):
+    quick(logger=rows, log_every_n_steps=2, max_epochs=2).fit(Logging(), loader(3))
+    assert rows.rows == [
+        (1, {"batch_step": 1.0, "epoch": 0.0}),
+        (2, {"batch_epoch": 1.0, "epoch": 0.0}),
+        (3, {"batch_step": 0.0, "epoch": 1.0}),
+        (5, {"batch_step": 2.0, "epoch": 1.0}),
+        (5, {"batch_epoch": 1.0, "epoch": 1.0}),
+    ]
+
+
+def test_while_gradients_accumulate_no_row_is_written(quick, rows):
+    quick(logger=rows, log_every_n_steps=1, accumulate_grad_batches=2).fit(Logging(), loader(5))
+    steps = [(step, row["batch_step"]) for step, row in rows.rows if "batch_step" in row]
+    assert steps == [(0, 1.0), (1, 3.0), (2, 4.0)]
+
+
+@pytest.mark.parametrize("kind", [RandomDataset, RandomIterableDataset])
+def test_the_last_batch_is_known_as_such(kind, quick):
+    class Asking(BoringModel):
+        def training_step(self, batch, batch_idx):
+            self.during.append(self.trainer.is_last_batch)
+            return super().training_step(batch, batch_idx)
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.after.append(self.trainer.is_last_batch)
+
+    module = Asking()
+    module.during, module.after = [], []
+    quick(limit_val_batches=0).fit(module, loader(3, kind))
+    assert module.after == [False, False, True]
+    # Of data without a length nobody knows before the next batch is fetched, which is after the step.
+    assert module.during == ([False, False, True] if kind is RandomDataset else [False] * 3)
+
+
+@pytest.mark.parametrize("kind", [RandomDataset, RandomIterableDataset])
+@pytest.mark.parametrize(("batches", "window", "steps"), [(6, 2, 3), (5, 2, 3), (3, 5, 1), (4, 1, 4)])
+def test_the_last_window_of_an_epoch_steps_though_it_is_short(kind, batches, window, steps, quick):
+    trainer = quick(limit_val_batches=0, accumulate_grad_batches=window, max_epochs=2)
+    trainer.fit(BoringModel(), loader(batches, kind))
+    assert trainer.global_step == 2 * steps
+    assert trainer.fit_loop.counts.zero_grads.total == 2 * steps
+
+
+def test_a_hook_may_leave_out_the_rest_of_an_epoch(quick):
+    class Leaving(BoringModel):
+        seen = ()
+
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if batch_idx == 2 - self.current_epoch else None
+
+        def training_step(self, batch, batch_idx):
+            self.seen += ((self.current_epoch, batch_idx),)
+            return super().training_step(batch, batch_idx)
+
+    module = Leaving()
+    trainer = quick(limit_val_batches=0, max_epochs=2)
+    trainer.fit(module, loader(5))
+    assert module.seen == ((0, 0), (0, 1), (1, 0))
+    assert trainer.fit_loop.counts.batch.total == 5  # the one that was passed over was visited
+
+
+def test_max_steps_ends_in_the_middle_of_an_epoch(quick):
+    trainer = quick(max_epochs=-1, max_steps=5, limit_val_batches=0)
+    trainer.fit(BoringModel(), loader(3))
+    assert (trainer.global_step, trainer.current_epoch) == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "steps"),
+    [({}, 2), ({"min_steps": 4}, 4), ({"min_epochs": 2}, 6), ({"min_epochs": 1, "min_steps": 4}, 4)],
+)
+def test_a_request_to_stop_is_followed_once_the_minimum_is_done(flags, steps, quick):
+    class Stopping(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.global_step >= 2
+
+    trainer = quick(max_epochs=5, limit_val_batches=0, callbacks=[Stopping()], **flags)
+    trainer.fit(BoringModel(), loader(3))
+    assert trainer.global_step == steps
+
+
+def test_validation_by_the_clock_comes_when_the_time_is_over(quick):
+    class Counting(BoringModel):
+        validated = 0
+
+        def on_validation_start(self):
+            self.validated += 1
+
+    for interval, expected in (({"microseconds": 1}, 4), ({"hours": 1}, 0)):
+        module = Counting()
+        quick(val_check_interval=interval, limit_val_batches=1).fit(module, loader(4))
+        assert module.validated == expected
+
+
+def test_loader_workers_do_not_outlive_a_fit_that_fails(quick):
+    class Failing(BoringModel):
+        def training_step(self, batch, batch_idx):
+            raise ZeroDivisionError
+
+    trainer = quick(limit_val_batches=0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(Failing(), DataLoader(RandomDataset(32, 4), num_workers=1))
+    assert multiprocessing.active_children() == []
+
+
+def test_a_batch_goes_where_the_hook_says(quick):
+    class Doubling(BoringModel):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return batch * 2
+
+        def training_step(self, batch, batch_idx):
+            self.seen = batch
+            return super().training_step(batch, batch_idx)
+
+    module = Doubling()
+    quick(limit_val_batches=0).fit(module, DataLoader(torch.ones(1, 32)))
+    assert torch.equal(module.seen, torch.full((1, 32), 2.0))

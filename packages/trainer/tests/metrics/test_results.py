@@ -1,0 +1,68 @@
+import io
+
+import torch
+
+from fulmen.trainer.metrics.log_call import STEP, decide
+from fulmen.trainer.metrics.results import Entry, Phase, Results
+from fulmen.trainer.stages import Stage
+
+ARGUMENTS = {
+    "prog_bar": False,
+    "logger": None,
+    "on_step": True,
+    "on_epoch": True,
+    "reduce_fx": "mean",
+    "enable_graph": False,
+    "sync_dist": False,
+    "add_dataloader_idx": True,
+    "rank_zero_only": False,
+}
+
+
+def entry_of(name, loader=None):
+    return Entry(decide(STEP, "training_step", name, **ARGUMENTS, dataloader_idx=loader), None)
+
+
+def test_a_state_can_be_loaded_with_weights_only():
+    results = Results(Stage.TRAIN)
+    results.phase = Phase.BATCHES
+    for index, name in enumerate("ab"):
+        entry = entry_of(name)
+        entry.take(torch.tensor(float(index)), 2)
+        entry.take(1.0, 2)
+        results.add(entry)
+    file = io.BytesIO()
+    torch.save(results.state_dict(None), file)
+    file.seek(0)
+    resumed = Results(Stage.TRAIN)
+    resumed.load_state_dict(torch.load(file, weights_only=True), torch.device("cpu"), None)
+    assert {k: float(v) for k, v in resumed.epoch_values().items()} == {"a_epoch": 0.5, "b_epoch": 1.0}
+
+
+def test_only_a_started_epoch_has_a_state():
+    results = Results(Stage.TRAIN)
+    entry = entry_of("a")
+    entry.take(1.0, 1)
+    results.add(entry)
+    for phase in Phase:
+        results.phase = phase
+        assert bool(results.state_dict(None)["entries"]) == (phase is Phase.BATCHES)
+
+
+def test_each_loader_has_its_values():
+    results = Results(Stage.VALIDATE, 2)
+    for loader in (0, 1, None):
+        entry = entry_of("a" if loader is not None else "whole", loader)
+        entry.take(float(loader or 0), 1)
+        results.add(entry)
+    assert results.epoch_values(1) == {"a_epoch/dataloader_idx_1": 1.0, "whole_epoch": 0.0}
+    assert len(results.epoch_values()) == 3
+
+
+def test_a_step_is_handed_out_once():
+    entry = entry_of("a")
+    entry.take(torch.tensor(1.0), 1)
+    first = entry.take_pending()
+    assert entry.take_pending() is None
+    entry.take(torch.tensor(2.0), 1)
+    assert (first, entry.take_pending()) == (1, 2)

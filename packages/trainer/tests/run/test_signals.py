@@ -1,0 +1,88 @@
+import os
+import signal
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fulmen.trainer.errors import InterruptedBySignal
+from fulmen.trainer.run.signals import Signals
+
+NUMBERS = [signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.fixture(autouse=True)
+def _handlers_as_before():
+    # Whoever started these tests may have had a signal ignored, as nohup does with SIGHUP.
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in NUMBERS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@given(st.lists(st.sampled_from(NUMBERS), min_size=1, max_size=4))
+def test_the_first_signal_is_the_one_that_ends_the_run(numbers):
+    signals = Signals()
+    with pytest.raises(InterruptedBySignal) as caught, signals.listening():  # noqa: PT012  # what raises is the block
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        signals.raise_if_caught()
+    assert signals.caught == caught.value.signum == numbers[0]
+    assert caught.value.code == 128 + numbers[0]
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN, lambda *_: None])
+def test_afterwards_every_handler_is_as_it_was(handler):
+    signal.signal(signal.SIGTERM, handler)
+    with pytest.raises(ZeroDivisionError), Signals().listening():
+        raise ZeroDivisionError
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_the_users_handler_is_called_too():
+    heard = []
+    signal.signal(signal.SIGTERM, lambda number, _frame: heard.append(number))
+    signals = Signals()
+    with pytest.raises(InterruptedBySignal), signals.listening():  # noqa: PT012  # what raises is the block
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.caught
+        signals.raise_if_caught()
+    assert heard == [signal.SIGTERM]
+
+
+def test_a_signal_that_the_program_ignores_ends_nothing():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signals = Signals()
+    with signals.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert not signals.caught
+
+
+def test_a_signal_that_came_too_late_for_the_loop_is_not_lost():
+    signals = Signals()
+    after = []
+    with pytest.raises(InterruptedBySignal), signals.listening():  # noqa: PT012  # what raises is the block
+        os.kill(os.getpid(), signal.SIGTERM)
+        after.append("the run came to its end")
+    assert after
+
+
+def test_a_new_run_listens_anew():
+    signals = Signals()
+    signals.caught = signal.SIGTERM
+    with signals.listening():
+        signals.raise_if_caught()
+
+
+def test_outside_the_main_thread_nothing_is_caught_and_all_goes_on():
+    before, went_on = signal.getsignal(signal.SIGTERM), []
+
+    def run():
+        with Signals().listening():
+            went_on.append(signal.getsignal(signal.SIGTERM) is before)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert went_on == [True]
