@@ -1,0 +1,67 @@
+"""Which batch size to try next: double until it fails, then, if exactness is wanted, bisect.
+
+Numbers in, numbers out: knows no memory, no loader, no trainer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSizeSearch:
+    """What is known so far; moving on gives a new one. No size is asked for twice.
+
+    Attributes:
+        initial: The first size to try.
+        ceiling: Larger ones are not wanted.
+        bisects: Find the largest size that fits exactly? Else the largest on the way of doubling or halving.
+        max_trials: So many are made at most.
+        fits: The largest size known to fit; 0: none.
+        fails: The smallest size known to fail; None: none.
+        num_trials: Made so far.
+    """
+
+    initial: int
+    ceiling: int
+    bisects: bool = False
+    max_trials: int = 25
+    fits: int = 0
+    fails: int | None = None
+    num_trials: int = 0
+
+    @property
+    def next_size(self) -> int | None:
+        """The size to try next; None: the search is over."""
+        if self.num_trials >= self.max_trials or self.fits >= self.ceiling:
+            return None
+        if self.fails is None:
+            return min(self.fits * 2 or self.initial, self.ceiling)
+        if self.fails - self.fits <= 1 or (self.fits and not self.bisects):
+            return None
+        return (self.fits + self.fails) // 2
+
+    def after(self, size: int, *, fits: bool) -> BatchSizeSearch:
+        """What is known when `size` has been tried."""
+        num_trials = self.num_trials + 1
+        if fits:
+            return replace(self, num_trials=num_trials, fits=max(self.fits, size))
+        return replace(self, num_trials=num_trials, fails=size if self.fails is None else min(self.fails, size))
+
+    def below(self, ceiling: int) -> BatchSizeSearch:
+        """The same with a ceiling that is at most `ceiling`: there are no more samples. What fits stays below it."""
+        lower = max(min(self.ceiling, ceiling), 1)
+        return replace(self, ceiling=lower, fits=min(self.fits, lower))
+
+    def result(self, margin: float = 0.0) -> int | None:
+        """The size that was found; None if none fits.
+
+        Args:
+            margin: If exactness was wanted and a limit was met, stay below it by this part: memory use varies from
+                batch to batch.
+        """
+        if not self.fits:
+            return None
+        if self.bisects and self.fails is not None:
+            return max(int(self.fits * (1 - margin)), 1)
+        return self.fits
