@@ -1,0 +1,69 @@
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fulmen.cli.config_files import config_files, import_folders, locate, yaml_problem
+
+WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}  # YAML quotes them
+keys = st.from_regex(r"[a-z_]{1,8}", fullmatch=True).filter(lambda key: key not in WORDS)
+configs = st.recursive(st.integers(), lambda inner: st.dictionaries(keys, inner, min_size=1, max_size=4), max_leaves=8)
+
+
+def paths_to(config: Any) -> list[tuple[str, ...]]:
+    if not isinstance(config, dict):
+        return []
+    below = [(key, *path) for key, value in config.items() for path in [(), *paths_to(value)]]
+    return below
+
+
+@settings(max_examples=30)  # each example writes a file
+@given(st.dictionaries(keys, configs, min_size=1, max_size=4))
+def test_each_key_is_found_on_its_line(tmp_path_factory: Any, config: dict[str, Any]) -> None:
+    path = tmp_path_factory.mktemp("config") / "c.yaml"
+    path.write_text(yaml.safe_dump(config, default_flow_style=False))
+    lines = path.read_text().splitlines()
+    for keys_ in paths_to(config):
+        place = locate(keys_, ["--config", str(path)])
+        assert place is not None
+        name, _, line = place.partition(", line ")
+        text = lines[int(line) - 1]
+        assert name == str(path)
+        assert text.strip().startswith(f"{keys_[-1]}:")
+        assert len(text) - len(text.lstrip()) == 2 * (len(keys_) - 1)
+
+
+def test_files_are_named_in_any_form() -> None:
+    arguments = ["fit", "-c", "a.yaml", "--config=b.yaml", "--model", "M", "--config", "c.yaml"]
+    assert config_files(arguments) == [Path("a.yaml"), Path("b.yaml"), Path("c.yaml")]
+
+
+def test_the_folder_of_a_file_that_exists_is_searched_for_modules(tmp_path: Path) -> None:
+    config = tmp_path / "sub" / "c.yaml"
+    config.parent.mkdir()
+    config.write_text("a: 1\n")
+    assert import_folders(["--config", str(config), "-c", str(tmp_path / "none" / "c.yaml")]) == [str(config.parent)]
+
+
+def test_the_last_file_with_a_key_wins(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yaml").write_text(f"# {name}\nkey: 1\n")
+    arguments = ["--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml")]
+    assert locate(["key"], arguments) == f"{tmp_path / 'b.yaml'}, line 2"
+
+
+def test_keys_are_found_in_lists(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("callbacks:\n- class_path: A\n- class_path: B\n  init_args:\n    wrong: 1\n")
+    assert locate(["callbacks", "init_args", "wrong"], ["--config", str(path)]) == f"{path}, line 5"
+
+
+def test_a_file_that_is_no_yaml_is_named_with_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("a: 1\nb: [1,\nc: 2\n")
+    found = yaml_problem(["--config", str(path)])
+    assert found is not None
+    assert found[0] == path
+    assert found[1].startswith("line ")
