@@ -1,0 +1,44 @@
+"""Documents are true: their Python runs, and their links lead somewhere."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+PATTERNS = ("*.md", "docs/**/*.md", "packages/*/*.md", "tests/**/*.md", "examples/**/*.md", "benchmarks/*.md")
+DOCUMENTS = sorted({path for pattern in PATTERNS for path in REPOSITORY.glob(pattern)})
+RUNNABLE = [path for path in DOCUMENTS if "```python" in path.read_text()]
+LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(REPOSITORY).as_posix()
+
+
+@pytest.mark.parametrize("document", RUNNABLE, ids=name_of)
+def test_the_python_in_a_document_runs(document, tmp_path):
+    command = [sys.executable, str(REPOSITORY / "tools" / "run_examples.py"), str(document)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=170, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_the_links_of_a_document_lead_somewhere(document):
+    text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+    for link in LINK.findall(text):
+        if not link.startswith(("http://", "https://", "mailto:")):
+            path, _, anchor = link.partition("#")
+            target = (document.parent / path).resolve() if path else document
+            assert target.exists(), f"{link} leads nowhere"
+            assert not anchor or anchor in anchors(target), f"{link} leads to no heading"
+
+
+def anchors(document: Path) -> set[str]:
+    headings = re.findall(r"^#+ +(.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
