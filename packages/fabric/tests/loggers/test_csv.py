@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import multiprocessing
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -184,3 +185,17 @@ def test_bad_arguments_are_answered_at_once(tmp_path: Path) -> None:
         CSVLogger(tmp_path, flush_logs_every_n_steps=0)
     with pytest.raises(NotImplementedError, match="lr"):
         CSVLogger(tmp_path).log_hyperparams({"lr": 1})
+
+
+def test_rows_go_on_through_a_copy_of_a_logger_whose_file_is_open(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, version=0)
+    for step in range(2):  # the second row is appended, and the file stays open for the next one
+        logger.log_metrics({"loss": step}, step)
+        logger.save()
+    written = tmp_path / "lightning_logs" / "version_0" / "metrics.csv"
+    assert table(written) == [["loss", "step"], ["0", "0"], ["1", "1"]]
+    copy = pickle.loads(pickle.dumps(logger))
+    copy.log_metrics({"loss": 2}, 2)
+    copy.finalize("success")
+    logger.finalize("success")
+    assert table(written)[1:] == [["0", "0"], ["1", "1"], ["2", "2"]]

@@ -113,6 +113,11 @@ def test_rows_go_to_loggers_every_so_many_steps(step, every):
     assert when.logs_after(step, every) == (step + 1 in range(every, 99, every) if every else False)
 
 
+@given(st.integers(0, 20), st.integers(0, 5))
+def test_the_last_row_before_a_stop_goes_to_loggers_unless_none_does(step, every):
+    assert when.logs_after(step, every, stopping=True) == (every > 0)
+
+
 @given(st.integers(-1, 4), st.lists(st.integers(0, 5) | st.just(math.inf)))
 def test_the_sanity_check_runs_as_many_batches_as_there_are(asked, lengths):
     batches = when.num_sanity_batches(asked, lengths)

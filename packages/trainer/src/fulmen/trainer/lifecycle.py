@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -23,7 +23,6 @@ from fulmen.trainer.run.context import RunContext
 from fulmen.trainer.run.signals import end_on_ctrl_c
 from fulmen.trainer.stages import EntryPoint, Stage, Status
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _FIRST_STAGE = {

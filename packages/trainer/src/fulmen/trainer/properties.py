@@ -357,10 +357,8 @@ class TrainerProperties(TrainerFlags):
     @property
     def logs_this_step(self) -> bool:
         """Do metrics of the training batch at hand go to the loggers, by `log_every_n_steps`?"""
-        every = self.log_every_n_steps
-        if not every or not self.loggers:
-            return False
-        return logs_after(self.fit_loop.counts.stepped_batches, every) or self.should_stop
+        step, every = self.fit_loop.counts.stepped_batches, self.log_every_n_steps or 0
+        return bool(self.loggers) and logs_after(step, every, stopping=self.should_stop)
 
     @property
     def loggers(self) -> list[Logger]:

@@ -141,7 +141,7 @@ class TrainEpochLoop:
         cursor.completed()
         every = run.settings.log_every_n_steps or 0
         # While gradients accumulate the step is not done: it has one row, at its end.
-        due = when.logs_after(counts.stepped_batches, every) or (every and run.state.should_stop)
+        due = when.logs_after(counts.stepped_batches, every, stopping=run.state.should_stop)
         if due and self._stepped(index, is_last):
             run.metrics.publish_step(counts.stepped_batches, counts.epoch.total)
         return self._after_batch(index, is_last=is_last)

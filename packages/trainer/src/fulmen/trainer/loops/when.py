@@ -108,9 +108,9 @@ def validates_in_epoch(epoch: int, every_n_epochs: int | None) -> bool:
     return every_n_epochs is None or (epoch + 1) % every_n_epochs == 0
 
 
-def logs_after(step: int, every: int) -> bool:
-    """Do metrics of `step` (0-based) go to the loggers? `every=0`: never."""
-    return every > 0 and (step + 1) % every == 0
+def logs_after(step: int, every: int, *, stopping: bool = False) -> bool:
+    """Do metrics of `step` (0-based) go to the loggers? `every=0`: never; else also when a stop was asked for."""
+    return every > 0 and (stopping or (step + 1) % every == 0)
 
 
 def num_sanity_batches(asked: int, lengths: Sequence[int | float]) -> list[int | float]:
