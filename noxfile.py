@@ -26,7 +26,19 @@ BELOW = {
 }
 LIBRARIES = ("fabric", "trainer", "tuner", "cli")
 TEST_TOOLS = ("pytest", "pytest-timeout", "hypothesis", "numpy")
-TEST_TOOLS_OF = {"tuner": ("matplotlib", "scikit-learn")}
+# A real mpiexec, for the one environment that cannot be told by variables.
+MPI = ("mpi4py; sys_platform == 'linux'", "mpich; sys_platform == 'linux'")
+# An S3 server on loopback, and the client that fsspec takes for s3://.
+S3 = ("moto[s3]", "flask", "flask-cors", "s3fs")
+# Exported modules are run, and served, for real.
+ONNX = ("onnx", "onnxscript", "onnxruntime")
+SERVER = ("fastapi", "uvicorn")
+TEST_TOOLS_OF = {
+    "fabric": (*MPI, *S3, "bitsandbytes", "psutil", "tensorboard"),
+    "trainer": (*ONNX, *SERVER, "psutil", "tensorboard"),
+    "tuner": ("matplotlib", "scikit-learn"),
+    "cli": ("omegaconf", "scikit-learn"),
+}
 LINT_TOOLS = ("ruff",)
 LAYER_TOOLS = ("import-linter",)
 TYPE_TOOLS = ("mypy", "types-PyYAML", "types-tqdm", "nox")
@@ -213,7 +225,11 @@ def types(session: nox.Session) -> None:
 
 @nox.session(requires=["build"], default=False)
 def bench(session: nox.Session) -> None:
-    """Time a step and an import against plain torch; arguments after `--` go to benchmarks/step_overhead.py."""
+    """Time steps and imports against plain torch; arguments after `--` go to benchmarks/step_overhead.py."""
     install_ours(session, *BELOW)
     session.run("python", "benchmarks/step_overhead.py", *session.posargs)
+    session.run("python", "benchmarks/evaluation_overhead.py")
+    session.run("python", "benchmarks/logged_keys.py")
+    session.run("python", "benchmarks/memory_growth.py")
+    session.run("python", "benchmarks/ddp_overhead.py")
     session.run("python", "benchmarks/import_time.py")

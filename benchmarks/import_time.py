@@ -81,7 +81,7 @@ def console_command() -> str:
     script = Path(sys.executable).with_name("lightning-cli")
     if script.is_file():
         return f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
-    return "from fulmen.cli.cli import main; main()"
+    return "from fulmen.cli.command import main; main()"
 
 
 SUBJECTS = (
@@ -90,6 +90,7 @@ SUBJECTS = (
     importing("trainer", "import fulmen.trainer", 0.25),
     importing("trainer.used", "from fulmen.trainer import LightningModule, Trainer", 0.25),
     Subject("cli", "`lightning-cli --help`", console_command(), 0.6, ("--help",)),
+    Subject("cli.fit", "`lightning-cli fit --help`", console_command(), 0.6, ("fit", "--help")),
 )
 
 

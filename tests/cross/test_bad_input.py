@@ -153,7 +153,7 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "a limit set later": (
         lambda folder: change(folder, limit_val_batches=float("nan")),
         ConfigurationError,
-        "limit_val_batches=nan",
+        "Trainer(limit_val_batches=nan)",
     ),
     "GPUs that are not there": (
         lambda folder: Trainer(accelerator="gpu", devices=64, default_root_dir=folder),

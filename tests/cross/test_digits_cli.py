@@ -19,7 +19,7 @@ COMMAND = (
         sys.executable,
         "-P",
         "-c",
-        "import sys; sys.argv[0] = 'lightning-cli'; from fulmen.cli.cli import main; main()",
+        "import sys; sys.argv[0] = 'lightning-cli'; from fulmen.cli.command import main; main()",
     ]
 )
 

@@ -16,7 +16,7 @@ from torch.distributed.run import main as torchrun
 from fulmen.fabric.seeding import isolate_rng
 
 REPOSITORY = Path(__file__).parents[2]
-RUN = [str(REPOSITORY / "examples" / "fabric_digits.py"), "--epochs", "2"]
+RUN = [str(REPOSITORY / "examples" / "fabric" / "ddp.py"), "--epochs", "2"]
 
 
 def printed_by(text: str) -> list[str]:

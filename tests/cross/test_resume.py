@@ -55,6 +55,10 @@ class SaveAt(Callback):
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         self._save(trainer, "batch_end")
 
+    def on_validation_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
+            self._save(trainer, "validation_batch_end")
+
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         self._save(trainer, "validation_end")
 
@@ -63,10 +67,16 @@ class SaveAt(Callback):
 
 
 def fit(
-    folder: Path, callbacks: list[Callback], ckpt_path: Path | None, workers: int, **flags: Any
+    folder: Path,
+    callbacks: list[Callback],
+    ckpt_path: Path | None,
+    workers: int,
+    *,
+    module: type[Net] = Net,
+    **flags: Any,
 ) -> tuple[Net, Trainer]:
     seed_everything(11, verbose=False)
-    module = Net()
+    net = module()
     trainer = Trainer(
         max_epochs=3,
         default_root_dir=folder,
@@ -79,12 +89,12 @@ def fit(
         **flags,
     )
     trainer.fit(
-        module,
+        net,
         DataLoader(Noisy(), batch_size=4, shuffle=True, num_workers=workers),
         DataLoader(Noisy(), batch_size=8),
         ckpt_path=ckpt_path,
     )
-    return module, trainer
+    return net, trainer
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -93,8 +103,10 @@ def fit(
     [
         (1, "batch_end"),
         (4, "batch_end"),
+        (3, "validation_batch_end"),
         (3, "validation_end"),
         (6, "batch_end"),
+        (6, "validation_batch_end"),
         (6, "validation_end"),
         (6, "epoch_end"),
     ],
@@ -109,3 +121,50 @@ def test_a_resumed_run_equals_one_that_never_stopped(step: int, moment: str, wor
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
     assert second.callback_metrics == first.callback_metrics
+
+
+class SaveAtBatch(Callback):
+    """Saves after the n-th batch of all."""
+
+    def __init__(self, path: Path, batch: int) -> None:
+        self.path, self.batch = path, batch
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        self.batch -= 1
+        if self.batch == 0:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 9])
+def test_half_summed_gradients_are_kept(batch: int, tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"accumulate_grad_batches": 4}
+    whole, first = fit(tmp_path / "a", [SaveAtBatch(tmp_path / "saved.ckpt", batch)], None, 0, **flags)
+    resumed, second = fit(tmp_path / "b", [], tmp_path / "saved.ckpt", 0, **flags)
+    assert resumed.seen == whole.seen[batch:]
+    assert second.global_step == first.global_step
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+class ByHand(Net):
+    """Steps when it likes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.seen.append((self.current_epoch, batch_idx, float(batch[0].sum())))
+        self.manual_backward(nn.functional.mse_loss(self.net(batch[0]), batch[1]))
+        if batch_idx % 3 == 2:
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 8])
+def test_half_summed_gradients_of_manual_optimization_are_kept(batch: int, tmp_path: Path) -> None:
+    whole, _ = fit(tmp_path / "a", [SaveAtBatch(tmp_path / "saved.ckpt", batch)], None, 0, module=ByHand)
+    resumed, _ = fit(tmp_path / "b", [], tmp_path / "saved.ckpt", 0, module=ByHand)
+    assert resumed.seen == whole.seen[batch:]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 REPOSITORY = Path(__file__).parents[2]
 PROGRAM = """
@@ -127,6 +128,22 @@ def test_sigterm_ends_a_fit_after_the_batch_in_work(devices: int, strategy: str,
     assert all(line.startswith("batch ") for line in batches)
     assert len(batches) - before < 30  # it takes a while to send a signal, and much longer to train for ever
     assert "the fit returned" not in notes(tmp_path)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_fork"])
+def test_a_signal_to_one_process_stops_all_at_the_same_batch_and_keeps_a_checkpoint(
+    strategy: str, tmp_path: Path
+) -> None:
+    with running(tmp_path, 2, strategy) as process:
+        os.kill(pids(tmp_path, 2)[1], signal.SIGTERM)
+        stderr = process.communicate(timeout=60)[1]
+        assert process.returncode == 143, stderr
+        assert not any(is_alive(pid) for pid in pids(tmp_path, 2))
+    batches = [[line.split()[1] for line in notes(tmp_path, rank).splitlines() if "pid" in line] for rank in (0, 1)]
+    assert batches[0] == batches[1]
+    [path] = tmp_path.rglob("*.ckpt")
+    assert path.name == "stopped.ckpt"
+    assert torch.load(path, weights_only=True)["global_step"] == int(batches[0][-1])
 
 
 @pytest.mark.parametrize(("devices", "strategy"), [(2, "ddp"), (2, "ddp_fork")])

@@ -9,7 +9,9 @@ from fulmen.trainer.progress.cursor import Cursor
 from fulmen.trainer.progress.phase import Phase
 
 ORDER = ["ready", "started", "processed", "completed"]
-moves = st.lists(st.sampled_from([*ORDER, "skip", "abandon", "begin_round", "save_and_restore"]), max_size=60)
+moves = st.lists(
+    st.sampled_from([*ORDER, "skip", "pass_over", "abandon", "begin_round", "save_and_restore"]), max_size=60
+)
 
 
 def move(cursor: Cursor, verb: str) -> Cursor:
@@ -27,7 +29,7 @@ def test_finished_work_is_never_lost(verbs: list[str]) -> None:
     for verb in verbs:
         before = cursor.position
         cursor = move(cursor, verb)
-        assert cursor.total - before.total in ({0, 1} if verb in ("completed", "skip") else {0})
+        assert cursor.total - before.total in ({0, 1} if verb in ("completed", "skip", "pass_over") else {0})
         assert cursor.current == (0 if verb == "begin_round" else before.current + cursor.total - before.total)
 
 
@@ -38,6 +40,11 @@ def test_a_unit_counts_once_and_only_after_all_its_moments(verbs: list[str]) -> 
         before = cursor.position
         cursor = move(cursor, verb)
         if cursor.position == before or verb == "begin_round":
+            continue
+        if verb == "pass_over":  # the work goes on in the next unit
+            assert moments == ["ready", "started"]
+            finished += 1
+            assert (cursor.total, cursor.phase) == (finished, len(moments))
             continue
         moments = [*moments, verb] if verb in (*ORDER, "skip") else []
         if cursor.total > before.total:

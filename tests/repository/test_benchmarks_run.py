@@ -33,6 +33,16 @@ def test_step_overhead_prints_a_row_for_each_subject_and_nothing_of_the_bar():
     assert "Epoch" not in done.stdout + done.stderr
 
 
+def test_ddp_overhead_prints_what_two_processes_cost_and_how_often_they_talk():
+    done = run("ddp_overhead.py", "--steps", "5", "--pairs", "1")
+    assert done.returncode == 0, done.stderr
+    again, fabric = rows(done.stdout)
+    assert (again[0], again[8], fabric[7]) == ("hand-written DDP again", "", "1.05")
+    assert fabric[8] in ("pass", "fail")
+    assert again[6] == fabric[6] == "1 allreduce"
+    assert float(fabric[1]) > 0
+
+
 def test_import_time_prints_torch_and_what_comes_on_top_of_it():
     done = run("import_time.py", "--runs", "1", "--only", "fabric.used")
     assert done.returncode == 0, done.stderr
@@ -40,6 +50,30 @@ def test_import_time_prints_torch_and_what_comes_on_top_of_it():
     assert fabric_row[4] == "0.15 s"
     assert fabric_row[5] in ("pass", "fail")
     assert float(torch_row[1].removesuffix(" s")) > 0
+
+
+def test_evaluation_overhead_prints_a_row_for_each_entry_point():
+    done = run("evaluation_overhead.py", "--batches", "20", "--pairs", "1")
+    assert done.returncode == 0, done.stderr
+    names = [row[0].split(",")[0] for row in rows(done.stdout)]
+    assert names == ["the plain loop again", "Trainer.validate", "Trainer.test", "Trainer.predict"]
+    assert all(row[5] == "1.15" and row[6] in ("pass", "fail") for row in rows(done.stdout)[1:])
+
+
+def test_logged_keys_prints_what_a_key_costs():
+    done = run("logged_keys.py", "--only", "silent,ten,thousand_csv", "--pairs", "1", "--steps", "20")
+    assert done.returncode == 0, done.stderr
+    table = rows(done.stdout)
+    assert [row[0] for row in table] == ["nothing logged", "10 keys", "1000 keys, on step and epoch, CSV logger"]
+    assert [row[5] for row in table[1:]] == ["0.1 per key", "20 ms a step"]
+
+
+def test_memory_growth_prints_a_slope():
+    done = run("memory_growth.py", "--steps", "400", "--epochs", "2")
+    assert done.returncode == 0, done.stderr
+    [[slope, target, verdict]] = rows(done.stdout)
+    assert slope.endswith("bytes a step")
+    assert (target, verdict in ("pass", "fail")) == ("1", True)
 
 
 @pytest.mark.parametrize(
@@ -55,3 +89,15 @@ def test_a_wrong_argument_is_answered_before_anything_runs(arguments, words):
     assert done.returncode == 2
     assert words in done.stderr
     assert done.stdout == ""
+
+
+def test_checkpoint_io_prints_a_row_for_each_promise():
+    done = run("checkpoint_io.py", "--pairs", "1", "--megabytes", "4")
+    assert done.returncode == 0, done.stderr
+    table = rows(done.stdout)
+    assert [row[0].split(" ")[0] for row in table] == ["save,", "load", "stall", "the", "peak"]
+    assert [row[5] for row in table] == ["1.15", "1.30", "0.25", "0.25", "1.20"]
+    assert {row[6] for row in table} <= {"pass", "fail"}
+    done = run("checkpoint_io.py", "--only", "lode")
+    assert done.returncode == 2
+    assert "--only lode" in done.stderr

@@ -79,7 +79,8 @@ class TestWheels:
         metadata = wheel.name.split("-py3")[0] + ".dist-info/"
         ours = {name for name in files if not name.startswith(metadata)}
         root = REPOSITORY / "packages" / library / "src"
-        sources = {path.relative_to(root).as_posix() for path in root.rglob("*.py")}
+        kinds = (".py", ".txt")  # code, and what `lightning-cli init` writes
+        sources = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix in kinds}
         assert ours == {*sources, f"fulmen/{library}/py.typed"}
         assert f"{metadata}licenses/LICENSE" in files
 

@@ -14,6 +14,7 @@ LIBRARIES = {"fabric": (), "trainer": ("fabric",), "tuner": ("fabric", "trainer"
 # What works without them must not load them, and what needs them loads them when it is used.
 OPTIONAL = {"deepspeed", "fsspec", "matplotlib", "omegaconf", "pandas", "rich", "sklearn", "tensorboard", "torch_xla"}
 OPTIONAL |= {"torchmetrics", "torchvision", "tqdm", "yaml", "jsonargparse", "torch._dynamo", "torch.distributed.fsdp"}
+OPTIONAL |= {"bitsandbytes", "psutil", "transformer_engine"}
 NEEDED = {"cli": {"jsonargparse", "yaml"}}  # its modules are subclasses of the parser's
 
 

@@ -1,12 +1,13 @@
 """Objects that write down every hook that they hear, in the notation of `tests/properties/data/hooks_order.yaml`.
 
-`lm` is the module, `dm` the datamodule, `cb` a callback, `ck` a ModelCheckpoint, `lg` a logger, `opt` the torch
-optimizer.
+`lm` is the module, `dm` the datamodule, `cb` a callback, `ck` a ModelCheckpoint, `lg` a logger, `st` the strategy,
+`opt` the torch optimizer.
 A leading ". " is one level of nesting; "~ key=value" tells what changed in the state since the line before.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +18,22 @@ from fulmen.trainer import Callback, LightningDataModule, LightningModule, Train
 from fulmen.trainer.callbacks import ModelCheckpoint
 from fulmen.trainer.core.hooks import CheckpointHooks, DataHooks, ModelHooks
 from fulmen.trainer.loggers import Logger
+from fulmen.trainer.strategies import SingleDeviceStrategy
 
-_NOT_SHOWN = {"batch", "trainer", "pl_module", "checkpoint", "loss", "device", "self"}
-_NO_SHOWN_ARGUMENTS = {"load_state_dict", "forward", "backward"}
+_NOT_SHOWN = {
+    "closure",
+    "closure_loss",
+    "model",
+    "batch",
+    "trainer",
+    "pl_module",
+    "checkpoint",
+    "loss",
+    "device",
+    "self",
+}
+_NO_SHOWN_ARGUMENTS = {"load_state_dict", "forward", "lm.backward", "st.setup", "connect", "save_checkpoint"}
+_NO_SHOWN_ARGUMENTS |= {"load_checkpoint", "load_model_state_dict", "load_optimizer_state_dict", "process_dataloader"}
 _MODULE_METHODS = [
     "configure_callbacks",
     "configure_optimizers",
@@ -34,6 +48,34 @@ _MODULE_METHODS = [
     "configure_gradient_clipping",
     "lr_scheduler_step",
 ]
+# What the reference's recorder saw of a strategy, without what processes tell each other (barrier, broadcast, reduce).
+_STRATEGY_METHODS = [
+    "connect",
+    "setup_environment",
+    "setup",
+    "model_to_device",
+    "setup_optimizers",
+    "process_dataloader",
+    "batch_to_device",
+    "training_step",
+    "validation_step",
+    "backward",
+    "pre_backward",
+    "post_backward",
+    "optimizer_step",
+    "lightning_module_state_dict",
+    "load_model_state_dict",
+    "optimizer_state",
+    "load_optimizer_state_dict",
+    "save_checkpoint",
+    "load_checkpoint",
+    "teardown",
+    "on_train_start",
+    "on_train_end",
+    "on_train_batch_start",
+    "on_validation_start",
+    "on_validation_end",
+]
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader")
 
@@ -43,6 +85,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.folder: Path | None = None  # where each process leaves its lines, when the last hook has run
         self.trainer: Trainer | None = None
         self._depth = 0
         self._known: dict[str, Any] = {}
@@ -56,6 +99,9 @@ class Recorder:
             return function()
         finally:
             self._depth -= 1
+            if self.folder is not None and line.startswith("lg.finalize"):
+                rank = self.trainer.global_rank if self.trainer is not None else 0
+                (self.folder / f"rank_{rank}").write_text("\n".join(self.lines))
 
     def note_state(self) -> None:
         """Write what changed in the state."""
@@ -108,17 +154,17 @@ def recorded(cls: type, names: list[str], label: str) -> type:
             if recorder is None:
                 return go()
             given = dict(zip([parameter.name for parameter in parameters], (self, *args), strict=False)) | kwargs
-            if name in _NO_SHOWN_ARGUMENTS:
+            if name in _NO_SHOWN_ARGUMENTS or f"{label}.{name}" in _NO_SHOWN_ARGUMENTS:
                 given = {}
             if name in _STEPS:
-                given = {key: value for key, value in given.items() if key == "batch_idx"}
+                given = {key: value for key, value in given.items() if key == "batch_idx" and label == "lm"}
             text = [
                 f"{key}={shown(value)}"
                 for key, value in given.items()
                 if (key not in _NOT_SHOWN and value is not None) or key == "outputs"
             ]
             text = ["outputs={}" if part == "outputs=None" else part for part in text]
-            if name == "training_step" and self.options.get("no_loss"):
+            if name == "training_step" and label == "lm" and self.options.get("no_loss"):
                 return recorder.call("lm.training_step returns None", go)
             line = f"{label(self) if callable(label) else label}.{name}" + (f"({', '.join(text)})" if text else "")
             return recorder.call(line, go)
@@ -220,18 +266,27 @@ class Net(LightningModule):
         return _batches(1)
 
 
+class NetThatFetches(Net):
+    """`Net` whose training step takes its batches itself."""
+
+    def training_step(self, dataloader_iter: Any) -> Any:
+        batch, _, _ = next(dataloader_iter)
+        return self._loss(batch)
+
+
 class Data(LightningDataModule):
     """The loaders of `Net`, from a datamodule."""
 
-    def __init__(self, train_batches: int = 2) -> None:
+    def __init__(self, train_batches: int = 2, val_batches: int = 1) -> None:
         super().__init__()
         self.train_batches = train_batches
+        self.val_batches = val_batches
 
     def train_dataloader(self) -> Any:
         return _batches(self.train_batches)
 
     def val_dataloader(self) -> Any:
-        return _batches(1)
+        return _batches(self.val_batches)
 
     def test_dataloader(self) -> Any:
         return _batches(1)
@@ -333,6 +388,8 @@ class Recording:
     def module(self, *, own_data: bool = True, **options: Any) -> LightningModule:
         """`Net`, with every hook recorded; without its own data the data hooks are left to a datamodule."""
         base = Net
+        if options.get("takes_iterator"):
+            base = NetThatFetches
         names = [*_hook_names(ModelHooks, CheckpointHooks), *_MODULE_METHODS]
         names.remove("configure_sharded_model")
         data = _hook_names(DataHooks)
@@ -341,10 +398,10 @@ class Recording:
             base = type("NetWithoutData", (Net,), {name: getattr(LightningModule, name) for name in _LOADERS})
         return self._equip(recorded(base, names + data, "lm")(**options))
 
-    def datamodule(self, train_batches: int = 2) -> LightningDataModule:
+    def datamodule(self, train_batches: int = 2, val_batches: int = 1) -> LightningDataModule:
         """`Data`, with every hook recorded."""
         names = [*_hook_names(DataHooks), "state_dict", "load_state_dict", "on_exception"]
-        return self._equip(recorded(Data, names, "dm")(train_batches))
+        return self._equip(recorded(Data, names, "dm")(train_batches, val_batches))
 
     def callback(self, label: str = "cb", react: Callable[[Trainer], None] | None = None) -> Callback:
         """A callback that records every hook."""
@@ -356,6 +413,10 @@ class Recording:
         """A ModelCheckpoint that records every hook."""
         names = [name for name in vars(Callback) if name.startswith("on_")] + ["setup", "teardown"]
         return self._equip(recorded(ModelCheckpoint, [*names, "state_dict", "load_state_dict"], "ck")(**arguments))
+
+    def strategy(self) -> SingleDeviceStrategy:
+        """A strategy for one device that records what it is asked to do."""
+        return self._equip(recorded(SingleDeviceStrategy, _STRATEGY_METHODS, "st")("cpu"))
 
     def optimizer(self, module: LightningModule) -> torch.optim.Optimizer:
         """A torch optimizer that records how it is called."""

@@ -89,7 +89,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
     """Calls `lightning-cli` in this process."""
-    from fulmen.cli.cli import main
+    from fulmen.cli.command import main
 
     def call(*arguments: str) -> Ended:
         monkeypatch.setattr(sys, "argv", ["lightning-cli", *arguments])

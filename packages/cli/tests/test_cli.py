@@ -289,7 +289,7 @@ def test_a_saved_config_is_good_for_other_programs(
     assert type(cli.model).__name__ == "Model"
 
 
-HELPER = "import sys; sys.argv[0] = 'lightning-cli'; from fulmen.cli.cli import main; main()"
+HELPER = "import sys; sys.argv[0] = 'lightning-cli'; from fulmen.cli.command import main; main()"
 
 
 def start(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -1,11 +1,20 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fulmen.cli.config_files import config_files, import_folders, locate, yaml_problem
+from fulmen.cli.config_files import (
+    config_files,
+    has_reference,
+    import_folders,
+    locate,
+    read_config,
+    saved_in,
+    yaml_problem,
+)
 
 WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}  # YAML quotes them
 keys = st.from_regex(r"[a-z_]{1,8}", fullmatch=True).filter(lambda key: key not in WORDS)
@@ -37,7 +46,7 @@ def test_each_key_is_found_on_its_line(tmp_path_factory: Any, config: dict[str, 
 
 def test_files_are_named_in_any_form() -> None:
     arguments = ["fit", "-c", "a.yaml", "--config=b.yaml", "--model", "M", "--config", "c.yaml"]
-    assert config_files(arguments) == [Path("a.yaml"), Path("b.yaml"), Path("c.yaml")]
+    assert config_files(arguments) == ["a.yaml", "b.yaml", "c.yaml"]
 
 
 def test_the_folder_of_a_file_that_exists_is_searched_for_modules(tmp_path: Path) -> None:
@@ -65,5 +74,33 @@ def test_a_file_that_is_no_yaml_is_named_with_the_line(tmp_path: Path) -> None:
     path.write_text("a: 1\nb: [1,\nc: 2\n")
     found = yaml_problem(["--config", str(path)])
     assert found is not None
-    assert found[0] == path
+    assert found[0] == str(path)
     assert found[1].startswith("line ")
+
+
+def test_a_tag_is_a_problem_too(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("a: 1\nb: !!python/name:os.system\n")
+    found = yaml_problem(["--config", str(path)])
+    assert found is not None
+    assert found[1].startswith("line 2: could not determine a constructor for the tag")
+    assert read_config(str(path)) is None
+
+
+def test_remote_files_are_read(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    with fsspec.open("memory://conf/c.yaml", "w") as file:
+        file.write("# in /somewhere\nkey:\n  inner: ${other}\n")
+    arguments = ["--config=memory://conf/c.yaml", "--config", "memory://conf/none.yaml"]
+    assert locate(["key", "inner"], arguments) == "memory://conf/c.yaml, line 3"
+    assert saved_in(arguments) == "/somewhere"
+    assert has_reference(arguments)
+    assert read_config("memory://conf/c.yaml") == {"key": {"inner": "${other}"}}
+    assert import_folders(arguments) == []
+
+
+def test_a_value_that_is_no_file_is_its_own_text() -> None:
+    assert read_config("{a: s3://b}") == {"a": "s3://b"}
+    assert read_config("[1, 2") is None
+    assert not has_reference(["--x", "{a: s3://b}", "$HOME"])
+    assert has_reference(["--x=a-${b}"])

@@ -1,10 +1,15 @@
 """Every mistake gets its three sentences, exit code 2, and no traceback."""
 
+import contextlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fulmen.cli.cli import LightningCLI
+from fulmen.trainer.demos import BoringModel
 
 FILES = {
     "key.yaml": "trainer:\n  max_epoch: 3\nmodel: cliapp.Model\n",
@@ -16,6 +21,10 @@ FILES = {
     "trainer:\n  callbacks:\n  - class_path: ModelCheckpoint\n    init_args: {monitr: a}\n",
     "class.yaml": "model:\n  class_path: cliapp.Nope\n",
     "broken.yaml": "trainer: [1,\nmodel: x\n",
+    "tag.yaml": "model: !!python/name:os.system\n",
+    "list.yaml": "- 1\n- 2\n",
+    "empty.yaml": "",
+    "tr.yaml": "max_epochs: x\n",
     "root.yaml": "fit:\n  model: cliapp.Model\n  trainer: {max_epoch: 3}\n",
 }
 
@@ -62,7 +71,66 @@ CASES = [
     ("fit --config class.yaml", ["The key model (class.yaml, line 1) names 'cliapp.Nope'"]),
     ("fit --config broken.yaml", ["'broken.yaml' is no YAML", "line"]),
     ("--config root.yaml fit", ["trainer.max_epoch", "root.yaml, line 3", "trainer.max_epochs?"]),
+    ("exampels", ["'exampels' is no subcommand", "Did you mean examples?"]),
+    ("fit --config tag.yaml", ["'tag.yaml' has a tag", "line 1", "Tags build objects"]),
+    ("fit --config list.yaml", ["'list.yaml' has no keys"]),
+    ("fit --config empty.yaml", ["'empty.yaml' is empty"]),
+    ("fit --model no.yaml", ["no.yaml"]),
+    ("fit --model cliapp.Model --trainer tr.yaml", ["trainer.max_epochs (tr.yaml, line 1) is 'x'"]),
+    ("fit --model cliapp.Model --ckpt_path", ["--ckpt_path has no value"]),
+    ("fit --model cliapp.Model --trainer.max_epochs", ["--trainer.max_epochs has no value"]),
+    ("fit --model cliapp.Model --trainer.max_epochs=", ["--trainer.max_epochs"]),
+    ("fit --model cliapp.Model --trainer.benchmark maybe", ["--trainer.benchmark is 'maybe'", "bool or null"]),
+    ("fit --model cliapp.Model --trainer.deterministic maybe", ["--trainer.deterministic is 'maybe'", "'warn'"]),
+    ("fit --model cliapp.Model --trainer.callbacks EarlyStoping", ["'EarlyStoping'", "EarlyStopping?"]),
+    ("fit --model cliapp.Model --trainer.callbacks+=EarlyStopping", ["lacks monitor"]),
+    (
+        "fit --model cliapp.Model --trainer.logger.save_dir x",
+        ["--trainer.logger.save_dir came before a class"],
+    ),
+    ("fit --model cliapp.Model --optimizer Adamm", ["'Adamm'", "Adam?"]),
+    ("fit --model cliapp.Model --optimizer cliapp.Model", ["which is no Optimizer"]),
+    ("fit --model cliapp.Model --optimizer SGD --optimizer.lr fast", ["--optimizer.lr is 'fast'", "float"]),
+    ("fit --model cliapp.Model --lr_scheduler ReduceLROnPlateau", ["lacks monitor"]),
+    ("fit --model cliapp.Model --model.name.first x", ["--model.name.first is unknown"]),
+    ("fit --model torch.nn.Linear", ["'torch.nn.Linear', which is no LightningModule"]),
+    ("fit --model cliapp.Model --data cliapp.Dataa", ["Did you mean cliapp.Data?"]),
+    ("fit --model cliapp.Model --data cliapp.Data --data.batchsize 3", ["--data.batchsize is unknown", "batch_size?"]),
+    ("fit --model os.system", ["'os.system', which is no LightningModule"]),
+    ("fit --model cliapp.Model --model.width ${trainer.max_epoch}", ["'fit.trainer.max_epoch'", "leads nowhere"]),
+    ("fit --config memory://conf/none.yaml", ["'memory://conf/none.yaml' cannot be read"]),
+    ("validate --model cliapp.Model --verbose 3x", ["--verbose is '3x'", "bool"]),
+    ("predict", ["`lightning-cli predict` lacks --model"]),
+    ("fit --model cliapp.Model --trainer.max_epochs 3 4", ["'4' was not expected"]),
+    ("fit --model=cliapp", ["'cliapp'"]),
+    ("fit --model=3", ["--model"]),
+    ("fit --model cliapp.Model --seed_everything x", ["--seed_everything is 'x'"]),
+    ("test --model cliapp.Model --return_predictions true", ["--return_predictions is unknown"]),
 ]
+VARIABLES = [
+    ({"FULMEN_FIT__TRAINER__MAX_EPOCH": "3"}, ["FULMEN_FIT__TRAINER__MAX_EPOCH sets", "--trainer.max_epochs?"]),
+    ({"FULMEN_TRAINER__MAX_EPOCHS": "x"}, ["--trainer.max_epochs, set by FULMEN_TRAINER__MAX_EPOCHS", "is 'x'"]),
+    ({"FULMEN_MODEL__WIDHT": "3"}, ["--model.widht, set by FULMEN_MODEL__WIDHT", "Did you mean width?"]),
+    ({"FULMEN_CONFIG": "none.yaml"}, ["none.yaml"]),
+    ({"FULMEN_DATA": "cliapp.Nope"}, ["--data, set by FULMEN_DATA", "'cliapp.Nope', which cannot be found"]),
+]
+# Understood, but it cannot be run: Trainer says why.
+RUNS = [
+    ("fit --model cliapp.Bare", "has no training_step"),
+    ("fit --model cliapp.Model --trainer.devices=0", "asks for no device"),
+    ("fit --model cliapp.Model --trainer.accelerator=abacus", "accelerator='abacus'"),
+    ("fit --model cliapp.Model --trainer.strategy=nope", "strategy='nope'"),
+    ("fit --model cliapp.Model --trainer.max_epochs=-5", "max_epochs=-5"),
+    ("fit --model cliapp.Model --trainer.gradient_clip_algorithm=foo", "gradient_clip_algorithm='foo'"),
+    ("fit --model cliapp.Model --trainer.max_time=soon", "max_time='soon'"),
+    ("fit --model cliapp.Model --trainer.limit_train_batches=2.5", "limit_train_batches=2.5"),
+    ("fit --model cliapp.Model --trainer.profiler=nope", "profiler='nope'"),
+    ("fit --model cliapp.Model --ckpt_path=none.ckpt", "none.ckpt"),
+    ("test --model cliapp.Model --ckpt_path=best", "finds no checkpoint"),
+]
+
+
+NET = "from fulmen.trainer import LightningModule\nclass Net(LightningModule): pass\n"
 
 
 @pytest.fixture(autouse=True)
@@ -73,12 +141,60 @@ def files(folder: Path) -> None:
 
 @pytest.mark.parametrize(("arguments", "words"), CASES, ids=[arguments or "nothing" for arguments, _ in CASES])
 def test_a_mistake_is_explained(command: Callable[..., Any], arguments: str, words: list[str]) -> None:
+    if "${" in arguments:
+        pytest.importorskip("omegaconf")
+    if "://" in arguments:
+        pytest.importorskip("fsspec")
     ended = command(*arguments.split())
     assert ended.code == 2, ended.err
-    message = ended.err.strip()
+    check(ended.err, words)
+
+
+@pytest.mark.parametrize(("variables", "words"), VARIABLES)
+def test_a_mistake_in_a_variable_names_it(
+    command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], words: list[str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    ended = command("fit", "--model", "cliapp.Model")
+    assert ended.code == 2, ended.err
+    check(ended.err, words)
+
+
+@pytest.mark.parametrize(("arguments", "words"), RUNS, ids=[arguments for arguments, _ in RUNS])
+def test_what_cannot_be_run_is_explained(command: Callable[..., Any], arguments: str, words: str) -> None:
+    ended = command(*arguments.split())
+    assert ended.code == 1, ended.err
+    check(ended.err, [words])
+
+
+def test_a_linked_argument_is_not_given() -> None:
+    class Net(BoringModel):
+        def __init__(self, width: int = 1) -> None:
+            super().__init__()
+
+    class Linked(LightningCLI):
+        def add_arguments_to_parser(self, parser: Any) -> None:
+            parser.link_arguments("trainer.max_epochs", "model.width")
+
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), pytest.raises(SystemExit):
+        Linked(Net, args=["--model.width=3"], run=False)
+    check(err.getvalue(), ["--model.width cannot be given", "taken from trainer.max_epochs"])
+
+
+def test_references_need_omegaconf(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("parser", "explain"):
+        monkeypatch.setattr(f"fulmen.cli.{place}.is_installed", lambda name: name != "omegaconf")
+    ended = command("fit", "--model", "cliapp.Model", "--model.width", "${trainer.max_epochs}")
+    assert ended.code == 2
+    check(ended.err, ["pip install omegaconf"])
+
+
+def check(err: str, words: list[str]) -> None:
+    message = err.strip()
     assert "Traceback" not in message
     assert "\n" not in message
-    assert message.startswith("lightning-cli")
     assert " error: " in message
     for word in words:
         assert word in message
@@ -97,7 +213,7 @@ def test_a_mistake_is_explained(command: Callable[..., Any], arguments: str, wor
 def test_an_error_in_the_users_module_is_shown_as_python_shows_it(
     command: Callable[..., Any], folder: Path, text: str, last: str
 ) -> None:
-    (folder / "broken_app.py").write_text(text)
+    (folder / "broken_app.py").write_text(text + NET)
     ended = command("fit", "--model", "broken_app.Net")
     assert ended.code == 1
     assert ended.err.strip().endswith(last)
@@ -107,7 +223,9 @@ def test_an_error_in_the_users_module_is_shown_as_python_shows_it(
 
 
 def test_in_a_list_of_callbacks_too(command: Callable[..., Any], folder: Path) -> None:
-    (folder / "broken_callback.py").write_text("import nothere_at_all\n")
+    (folder / "broken_callback.py").write_text(
+        "import nothere_at_all\nfrom fulmen.trainer import Callback\nclass Mine(Callback): pass\n"
+    )
     ended = command("fit", "--model", "cliapp.Model", "--trainer.callbacks", "broken_callback.Mine")
     assert ended.code == 1
     assert ended.err.strip().endswith("No module named 'nothere_at_all'")

@@ -1,20 +1,55 @@
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulmen.cli.cli import LightningCLI
+from fulmen.cli.optimizers import OptimizerCallable
 from fulmen.cli.parser import LightningArgumentParser
 from fulmen.fabric.errors import ConfigurationError
+from fulmen.fabric.optional_packages import is_installed
 from fulmen.trainer import Callback, LightningModule, Trainer
 from fulmen.trainer.demos import BoringDataModule, BoringModel
 
 
+class Color(Enum):
+    RED = 1
+    BLUE = 2
+
+
+@dataclass
+class Shape:
+    depth: int = 1
+    rate: float | None = None
+
+
 class Net(BoringModel):
-    def __init__(self, width: int = 3, rates: list[float] | None = None, name: str = "x") -> None:
+    def __init__(
+        self,
+        width: int = 3,
+        rates: list[float] | None = None,
+        name: str = "x",
+        either: int | str = 1,
+        kind: Literal["a", "b", 3] = "a",
+        color: Color = Color.RED,
+        shape: Shape = Shape(),  # noqa: B008
+        shapes: list[Shape] | None = None,
+        table: dict[str, float] | None = None,
+        nested: dict[str, list[int | None]] | None = None,
+        pair: tuple[int, str] = (1, "a"),
+        file: Path | None = None,
+        encoder: torch.nn.Module | None = None,
+        encoders: list[torch.nn.Module] | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+    ) -> None:
         super().__init__()
 
 
@@ -22,6 +57,8 @@ def parser_of(**kwargs: Any) -> LightningArgumentParser:
     parser = LightningArgumentParser(exit_on_error=False, **kwargs)
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(Net, "model")
+    parser.add_optimizer_args()
+    parser.add_lr_scheduler_args()
     return parser
 
 
@@ -40,23 +77,66 @@ TRAINER_SETTINGS = st.fixed_dictionaries(
         "logger": st.none() | st.booleans() | st.just({"class_path": "CSVLogger", "init_args": {"save_dir": "x"}}),
     },
 )
-MODEL_SETTINGS = st.fixed_dictionaries(
-    {}, optional={"width": st.integers(), "rates": st.lists(st.floats(-9, 9)), "name": st.text("ab1: -#'\"{}")}
+TEXTS = st.text("ab1: -#'\"{}[],\n.e") | st.sampled_from(["true", "null", "1", "1e3", "~", "- x", "no", "0x1", "", " "])
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+ENCODERS = st.sampled_from(
+    [
+        {"class_path": "torch.nn.Identity"},
+        {"class_path": "torch.nn.Linear", "init_args": {"in_features": 2, "out_features": 3}},
+    ]
 )
+SHAPES = st.fixed_dictionaries({}, optional={"depth": st.integers(), "rate": st.none() | FLOATS})
+MODEL_SETTINGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "width": st.integers(),
+        "rates": st.none() | st.lists(FLOATS, max_size=3),
+        "name": TEXTS,
+        "either": st.integers() | TEXTS,
+        "kind": st.sampled_from(["a", "b", 3]),
+        "color": st.sampled_from(["RED", "BLUE"]),
+        "shape": SHAPES,
+        "shapes": st.none() | st.lists(SHAPES, max_size=2),
+        "table": st.none() | st.dictionaries(TEXTS, FLOATS, max_size=2),
+        "nested": st.none() | st.dictionaries(TEXTS, st.lists(st.none() | st.integers(), max_size=2), max_size=2),
+        "pair": st.tuples(st.integers(), TEXTS).map(list),
+        "file": st.none() | st.just("some/file.txt"),
+        "encoder": st.none() | ENCODERS,
+        "encoders": st.none() | st.lists(ENCODERS, max_size=2),
+        "optimizer": st.just({"class_path": "torch.optim.SGD", "init_args": {"lr": 0.25}}),
+    },
+)
+CHOSEN = st.fixed_dictionaries(
+    {},
+    optional={
+        "optimizer": st.none() | st.just({"class_path": "AdamW", "init_args": {"betas": [0.5, 0.75]}}),
+        "lr_scheduler": st.none() | st.just({"class_path": "ReduceLROnPlateau", "init_args": {"monitor": "loss"}}),
+    },
+)
+MODES = ["yaml", *(["omegaconf+"] if is_installed("omegaconf") else [])]
 
 
-@settings(max_examples=40)
-@given(TRAINER_SETTINGS, MODEL_SETTINGS)
-def test_what_is_printed_is_parsed_to_the_same(trainer: dict[str, Any], model: dict[str, Any]) -> None:
-    parser = PARSER
-    first = parser.parse_object({"trainer": trainer, "model": model})
+@settings(max_examples=60)
+@given(TRAINER_SETTINGS, MODEL_SETTINGS, CHOSEN, st.sampled_from(MODES))
+def test_what_is_printed_is_parsed_to_the_same(
+    trainer: dict[str, Any], model: dict[str, Any], chosen: dict[str, Any], mode: str
+) -> None:
+    parser = PARSERS[mode]
+    first = parser.parse_object({"trainer": trainer, "model": model, **chosen})
     printed = parser.dump(first, skip_unset=False)
-    assert parser.dump(parser.parse_string(printed), skip_unset=False) == printed
-    for name, value in model.items():
-        assert parser.parse_string(printed)["model"][name] == value
+    again = parser.parse_string(printed)
+    assert parser.dump(again, skip_unset=False) == printed
+    assert plain(again) == plain(first)
+    for name in model.keys() & {"width", "rates", "name", "kind", "table", "nested"}:
+        assert again["model"][name] == model[name]
 
 
-PARSER = parser_of()
+def plain(config: Any) -> Any:
+    return config.clone(with_meta=False).as_dict()
+
+
+PARSERS = {mode: parser_of(parser_mode=mode) for mode in MODES}
+PARSER = PARSERS["yaml"]
 
 
 def test_each_parameter_of_the_trainer_is_an_option_in_its_order() -> None:
@@ -105,7 +185,7 @@ def test_the_header_names_the_version() -> None:
     assert PARSER.dump(PARSER.get_defaults()).startswith("# fulmen.trainer==")
 
 
-def test_environment_variables_are_read_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parser_of_its_own_reads_variables_if_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FULMEN_TRAINER__MAX_EPOCHS", "30")
     assert parser_of(default_env=True).parse_args([])["trainer"]["max_epochs"] == 30
     assert parser_of().parse_args([])["trainer"]["max_epochs"] is None
@@ -145,6 +225,125 @@ def test_the_root_config_has_one_section_for_each_subcommand(folder: Path, comma
     assert "max_epochs: 45" in ended.out
 
 
+ROOT = "fit: {model: cliapp.Model, trainer: {max_epochs: 45}}\n"
+VARIABLES = [
+    ({"FULMEN_FIT__TRAINER__MAX_EPOCHS": "30"}, ["fit"], 30),
+    ({"FULMEN_TRAINER__MAX_EPOCHS": "31"}, ["fit"], 31),
+    ({"FULMEN_TRAINER_MAX_EPOCHS": "32"}, ["fit"], 32),
+    ({"FULMEN_TRAINER__MAX_EPOCHS": "31", "FULMEN_FIT__TRAINER__MAX_EPOCHS": "30"}, ["fit"], 30),
+    ({"FULMEN_TEST__TRAINER__MAX_EPOCHS": "30"}, ["fit"], None),
+    ({"FULMEN_TRAINER__MAX_EPOCHS": "31"}, ["fit", "--config=c40.yaml"], 40),
+    ({"FULMEN_TRAINER__MAX_EPOCHS": "31"}, ["--config=root.yaml", "fit"], 45),
+    ({"FULMEN_TRAINER__MAX_EPOCHS": "31"}, ["fit", "--trainer.max_epochs=50"], 50),
+    ({"FULMEN_FIT__CONFIG": "c40.yaml"}, ["fit"], 40),
+    ({"FULMEN_CONFIG": "c40.yaml", "FULMEN_TRAINER__MAX_EPOCHS": "31"}, ["fit"], 31),
+    ({"PL_TRAINER__MAX_EPOCHS": "31", "FULMEN_GLOBAL_SEED": "7"}, ["fit"], None),
+]
+
+
+@pytest.mark.parametrize(("variables", "arguments", "value"), VARIABLES)
+def test_variables_count_less_than_configs_and_arguments(
+    folder: Path,
+    command: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    arguments: list[str],
+    value: int | None,
+) -> None:
+    (folder / "c40.yaml").write_text("trainer: {max_epochs: 40}\n")
+    (folder / "root.yaml").write_text(ROOT)
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    chosen = [] if "--config=root.yaml" in arguments else ["--model=cliapp.Model"]
+    ended = command(*arguments, *chosen, "--print_config")
+    assert ended.code == 0, ended.err
+    assert f"max_epochs: {'null' if value is None else value}\n" in ended.out
+
+
+def test_variables_choose_classes_and_their_arguments(
+    folder: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def width(*arguments: str) -> str:
+        ended = command("fit", *arguments, "--print_config")
+        assert ended.code == 0, ended.err
+        return str(yaml.safe_load(ended.out)["model"]["init_args"]["width"])
+
+    (folder / "c.yaml").write_text("model: {class_path: cliapp.OtherModel, init_args: {width: 8}}\n")
+    (folder / "bare.yaml").write_text("model: {class_path: cliapp.OtherModel}\n")
+    monkeypatch.setenv("FULMEN_MODEL__WIDTH", "6")
+    assert width("--model=cliapp.Model") == "6"
+    assert width("--model=cliapp.Model", "--model.width=5") == "5"
+    assert width("--config=c.yaml") == "8"
+    assert width("--config=bare.yaml") == "6"
+    monkeypatch.setenv("FULMEN_FIT__MODEL", "cliapp.OtherModel")
+    assert width() == "6"
+
+
+def test_variables_win_over_default_config_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "root.yaml").write_text("fit: {trainer: {max_epochs: 20, max_steps: 5}}\n")
+    (folder / "fit.yaml").write_text("trainer: {max_epochs: 21, max_steps: 5}\n")
+
+    class Stops(LightningCLI):
+        def fit(self, **_: Any) -> None: ...
+
+    monkeypatch.setenv("FULMEN_TRAINER__MAX_EPOCHS", "30")
+    for options in ({"default_config_files": ["root.yaml"]}, {"fit": {"default_config_files": ["fit.yaml"]}}):
+        trainer = Stops(BoringModel, args=["fit"], parser_kwargs=options).config["fit"]["trainer"]
+        assert (trainer["max_epochs"], trainer["max_steps"]) == (30, 5)
+
+
+def test_variables_can_be_switched_off_or_have_another_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FULMEN_TRAINER__MAX_EPOCHS", "30")
+    monkeypatch.setenv("MY_TRAINER__MAX_EPOCHS", "31")
+
+    def epochs(**kwargs: Any) -> Any:
+        cli = LightningCLI(BoringModel, args=[], run=False, save_config_callback=None, parser_kwargs=kwargs)
+        return cli.config["trainer"]["max_epochs"]
+
+    assert epochs() == 30
+    assert epochs(default_env=False) is None
+    assert epochs(env_prefix="MY") == 31
+
+
+REFERENCES = [
+    (["--config=ref.yaml"], "4 a-abc"),
+    (["--config=ref.yaml", "--trainer.max_epochs=6"], "6 a-abc"),
+    (["--config=ref.yaml", "--config=c9.yaml"], "9 a-abc"),
+    (["--model=cliapp.Model", "--trainer.max_epochs=6", "--model.width=${trainer.max_epochs}"], "6 None"),
+    (["--model=cliapp.Model", "--model.name=a-${model.init_args.width}"], "3 a-3"),
+    (["--model=cliapp.Model", "--model.name=${oc.env:ABC}"], "3 abc"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), REFERENCES)
+@pytest.mark.parametrize("run", [True, False])
+def test_references_lead_to_other_keys(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: str, run: bool
+) -> None:
+    pytest.importorskip("omegaconf")
+    monkeypatch.setenv("ABC", "abc")
+    (folder / "ref.yaml").write_text(
+        "trainer: {max_epochs: 4, default_root_dir: 'a-${model.init_args.name}'}\n"
+        "model: {class_path: cliapp.Model, init_args: {width: '${trainer.max_epochs}', name: a-abc}}\n"
+    )
+    (folder / "c9.yaml").write_text("trainer: {max_epochs: 9}\n")
+
+    class Stops(LightningCLI):
+        def fit(self, **_: Any) -> None: ...
+
+    cli = Stops(args=["fit", *arguments] if run else arguments, run=run, save_config_callback=None)
+    assert f"{cli.model.width} {cli.model.name}" == expected
+    assert "omegaconf" in sys.modules
+
+
+def test_remote_configs_are_read(folder: Path, command: Callable[..., Any]) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    with fsspec.open("memory://conf/c.yaml", "w") as file:
+        file.write("model: {class_path: cliapp.Model, init_args: {width: 11}}\n")
+    ended = command("fit", "--config", "memory://conf/c.yaml", "--print_config")
+    assert "width: 11" in ended.out
+
+
 def test_linked_arguments_are_no_options() -> None:
     class Linked(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -163,3 +362,40 @@ def test_linked_arguments_are_no_options() -> None:
     assert cli.model.width == 5
     with pytest.raises(SystemExit):
         Linked(Wide, Data, args=["--model.width=9"], run=False)
+
+
+class Sized(BoringDataModule):
+    num_classes = 11
+
+    def __init__(self, batch_size: int = 2) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+
+
+class Wide(BoringModel):
+    def __init__(self, width: int = 1) -> None:
+        super().__init__()
+        self.width = width
+
+
+LINKS = [
+    (("data.batch_size", "model.width"), {}, ["--data.batch_size=5"], 5),
+    (("data.num_classes", "model.width"), {"apply_on": "instantiate"}, [], 11),
+    (
+        (("data.batch_size", "trainer.max_epochs"), "model.width"),
+        {"compute_fn": lambda size, epochs: size * epochs},
+        ["--data.batch_size=5", "--trainer.max_epochs=3"],
+        15,
+    ),
+]
+
+
+@pytest.mark.parametrize(("link", "options", "arguments", "width"), LINKS)
+def test_links(link: Any, options: dict[str, Any], arguments: list[str], width: int) -> None:
+    class Linked(LightningCLI):
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.link_arguments(*link, **options)
+
+    assert Linked(Wide, Sized, args=arguments, run=False).model.width == width
+    with pytest.raises(SystemExit):
+        Linked(Wide, Sized, args=[*arguments, "--model.width=9"], run=False)

@@ -1,8 +1,12 @@
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import fulmen.trainer
 from fulmen.cli.cli import LightningCLI
 from fulmen.cli.save_config import SaveConfigCallback
 from fulmen.trainer.demos import BoringModel
@@ -29,7 +33,7 @@ def test_it_lies_beside_the_results_and_repeats_the_run(folder: Path) -> None:
     fit("--trainer.overfit_batches=0.5")
     path = folder / "lightning_logs" / "version_0" / "config.yaml"
     lines = path.read_text().splitlines()
-    assert lines[0].startswith("# fulmen.trainer==")
+    assert lines[0] == f"# fulmen.trainer=={fulmen.trainer.__version__}"
     again = LightningCLI(BoringModel, args=["fit", "--config", str(path)])
     assert again.config["fit"]["trainer"]["overfit_batches"] == 0.5
     assert again.config["fit"]["seed_everything"] == 3
@@ -37,6 +41,31 @@ def test_it_lies_beside_the_results_and_repeats_the_run(folder: Path) -> None:
     assert [line for line in second.read_text().splitlines() if line[0] != "#"] == [
         line for line in lines if line[0] != "#"
     ]
+
+
+def test_it_says_with_what_how_and_where_it_was_made(
+    folder: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "cliapp.py").write_text((folder / "cliapp.py").read_text() + "\n__version__ = '4.2'\n")
+    ended = command("fit", "--model", "cliapp.Model", *QUIET, "--curves=false", "--trainer.logger=false")
+    assert ended.code == 0, ended.err
+    header = [line for line in (folder / "config.yaml").read_text().splitlines() if line.startswith("#")]
+    for name in ("fulmen.trainer", "fulmen.fabric", "fulmen.cli", "torch", "cliapp", "jsonargparse", "python"):
+        assert len([line for line in header if line.startswith(f"# {name}==")]) == 1, name
+    assert f"# torch=={torch.__version__}" in header
+    assert "# cliapp==4.2" in header
+    assert any(line.startswith("# lightning-cli fit --model cliapp.Model --trainer.") for line in header)
+    assert header[-1] == f"# in {folder}"
+    # Where its module is not, the error says where it was.
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    sys.modules.pop("cliapp")
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(folder))])
+    (elsewhere / "config.yaml").write_text((folder / "config.yaml").read_text())
+    ended = command("fit", "--config", "config.yaml")
+    assert ended.code == 2
+    assert f"saved by a run in {str(folder)!r}" in ended.err
 
 
 def test_the_same_configuration_is_not_written_twice(folder: Path) -> None:
@@ -96,3 +125,98 @@ def test_files_that_it_was_read_from_stay_files(folder: Path) -> None:
     )
     LightningCLI(BoringModel, args=["fit", "--trainer", "sub/tr.yaml"], save_config_kwargs={"multifile": True})
     assert files(folder) == ["config.yaml", "sub/tr.yaml", "tr.yaml"]
+    assert (folder / "config.yaml").read_text().startswith("# fulmen.trainer==")
+    assert "trainer: tr.yaml" in (folder / "config.yaml").read_text()
+    kept = (folder / "tr.yaml").read_text()
+    (folder / "sub" / "tr.yaml").write_text((folder / "sub" / "tr.yaml").read_text().replace("1", "2", 1))
+    LightningCLI(BoringModel, args=["fit", "--trainer", "sub/tr.yaml"], save_config_kwargs={"multifile": True})
+    assert (folder / "tr.yaml").read_text() == kept
+    assert "max_steps: 2" in (folder / "config_1.yaml").read_text()
+
+
+def test_fit_validate_and_predict_in_one_folder(folder: Path) -> None:
+    for subcommand in ("fit", "validate", "fit"):
+        LightningCLI(BoringModel, args=[subcommand, *(QUIET[:3]), "--trainer.fast_dev_run=false", *MORE])
+    assert files(folder) == ["config.yaml", "config_1.yaml"]
+
+
+def test_one_that_was_saved_remotely(folder: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    fit("--trainer.logger=false", "--trainer.default_root_dir=memory://runs/one")
+    with fsspec.open("memory://runs/one/config.yaml", "r") as file:
+        assert "seed_everything: 3" in file.read()
+
+
+DIGITS = """
+import torch
+from sklearn.datasets import load_digits
+from torch.nn import functional as F
+from fulmen.trainer import LightningModule, LightningDataModule
+
+
+class Net(LightningModule):
+    def __init__(self, width: int = 32, lr: float = 0.01):
+        super().__init__()
+        self.save_hyperparameters()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(64, width), torch.nn.ReLU(), torch.nn.Dropout(0.2), torch.nn.Linear(width, 10)
+        )
+
+    def training_step(self, batch, batch_idx):
+        images, digits = batch
+        loss = F.cross_entropy(self.layers(images), digits)
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        images, digits = batch
+        self.log("val_acc", (self.layers(images).argmax(1) == digits).float().mean())
+
+
+class Digits(LightningDataModule):
+    def __init__(self, batch_size: int = 32):
+        super().__init__()
+        self.save_hyperparameters()
+
+    def setup(self, stage):
+        images, digits = load_digits(return_X_y=True)
+        data = torch.utils.data.TensorDataset(torch.tensor(images).float() / 16, torch.tensor(digits))
+        # Which is where depends on the seed of the run.
+        self.parts = torch.utils.data.random_split(data, [0.8, 0.2])
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(self.parts[0], self.hparams.batch_size, shuffle=True)
+
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader(self.parts[1], self.hparams.batch_size)
+"""
+
+
+def test_a_run_is_repeated_bitwise(folder: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    (folder / "digitsapp.py").write_text(DIGITS)
+    chosen = ["--model=digitsapp.Net", "--data=digitsapp.Digits", "--optimizer=Adam", "--optimizer.lr=0.003"]
+    schedule = ["--lr_scheduler=StepLR", "--lr_scheduler.step_size=1", "--trainer.max_epochs=2"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=5", "--curves=false"]
+    runs = folder / "lightning_logs"
+    for arguments in (
+        [*chosen, *schedule, *quiet, "--model.width=16"],
+        ["--config", str(runs / "version_0" / "config.yaml"), "--curves=false"],
+        [*chosen, *schedule, *quiet, "--model.width=16"],
+    ):
+        monkeypatch.delenv("FULMEN_GLOBAL_SEED", raising=False)  # as in a process of its own
+        ended = command("fit", *arguments)
+        assert ended.code == 0, ended.err
+    sys.modules.pop("digitsapp")
+    first, again, other = (_result(runs / f"version_{number}") for number in range(3))
+    assert first[1] == again[1]
+    assert all(torch.equal(first[0][name], again[0][name]) for name in first[0])
+    assert other[1] != first[1], "another seed makes another run"
+
+
+def _result(run: Path) -> tuple[dict[str, torch.Tensor], str]:
+    (checkpoint,) = run.glob("checkpoints/*.ckpt")
+    return torch.load(checkpoint, weights_only=True)["state_dict"], (run / "metrics.csv").read_text()
+
+
+MORE = ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--trainer.logger=false", "--seed_everything=3"]

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fulmen.fabric.accelerators.cpu import CPUAccelerator
-from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, MisconfigurationException, NotLaunchedError
+from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.fabric import Fabric
 from fulmen.fabric.loggers.csv import CSVLogger
 from fulmen.fabric.strategies.single_device import SingleDeviceStrategy
@@ -265,69 +265,6 @@ def test_a_module_that_asks_for_it_knows_its_fabric():
     fabric = fabric_on_cpu()
     module = fabric.setup(KnowsFabric(1, 1))
     assert module.module.fabric is fabric
-
-
-# --- bad input ---
-
-
-def refused():
-    fabric = fabric_on_cpu()
-    net, optimizer = build()
-    model, stepper = fabric.setup(*build())
-    loader = DataLoader(BATCHES)
-    with torch.device("meta"):
-        empty = nn.Linear(1, 1)
-    return [
-        (lambda: fabric.setup(model), ValueError, "FabricModule"),
-        (lambda: fabric.setup(net, stepper), ValueError, "setup"),
-        (lambda: fabric.setup(3), TypeError, "setup(3)"),
-        (lambda: fabric.setup(net, net), TypeError, "torch optimizer"),
-        (lambda: fabric.setup_module(model), ValueError, "FabricModule"),
-        (lambda: fabric.setup(empty, torch.optim.SGD(empty.parameters(), lr=1)), ConfigurationError, "meta device"),
-        (lambda: fabric.setup_optimizers(), ValueError, "no optimizer"),
-        (lambda: fabric.setup_optimizers(stepper), ValueError, "setup_optimizers"),
-        (lambda: fabric.setup_dataloaders(), ValueError, "no loader"),
-        (lambda: fabric.setup_dataloaders([1]), TypeError, "[1]"),
-        (lambda: fabric.setup_dataloaders(fabric.setup_dataloaders(loader)), ValueError, "FabricDataLoader"),
-        (lambda: fabric.clip_gradients(net, optimizer), ValueError, "clip_val=None"),
-        (lambda: fabric.clip_gradients(net, optimizer, clip_val=1, max_norm=2), ValueError, "max_norm=2"),
-        (lambda: fabric.no_backward_sync(net), TypeError, "Sequential"),
-        (lambda: fabric.launch(3), TypeError, "launch(3)"),
-        (lambda: fabric.launch(lambda: None), TypeError, "without parameters"),
-        (lambda: fabric.save("x", [1]), TypeError, "list"),
-        (lambda: fabric.save("x", {"a": 1}, filter=3), TypeError, "filter=3"),
-        (lambda: fabric.save("x", {"a": 1}, filter={"b": print}), ValueError, "'b'"),
-        (lambda: fabric.save("x", {"a": 1}, filter={"a": 3}), TypeError, "'a': 3"),
-        (lambda: fabric.backward(0.5), ArgumentTypeError, "backward(0.5)"),
-        (lambda: fabric_on_cpu(strategy="ddp_spawn", devices=2).setup(net), RuntimeError, "launch"),
-        (lambda: fabric_on_cpu(strategy="ddp_spawn", devices=2).barrier(), NotLaunchedError, "barrier"),
-        (lambda: fabric_on_cpu(strategy="ddp_spawn", devices=2).launch(), TypeError, "DDPStrategy"),
-    ]
-
-
-@pytest.mark.parametrize("case", range(len(refused())))
-def test_bad_input_is_answered_in_three_sentences(case, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    act, family, quoted = refused()[case]
-    with pytest.raises(family) as raised:
-        act()
-    message = str(raised.value)
-    assert isinstance(raised.value, MisconfigurationException)
-    assert quoted in message
-    assert message.count(". ") >= 2
-    assert not list(tmp_path.iterdir())
-
-
-def test_missing_checkpoints_and_keys(tmp_path: Path):
-    fabric = fabric_on_cpu()
-    with pytest.raises(FileNotFoundError, match=r"nothing\.ckpt"):
-        fabric.load(tmp_path / "nothing.ckpt")
-    fabric.save(tmp_path / "a.ckpt", {"a": 1})
-    with pytest.raises(KeyError, match="b"):
-        fabric.load(tmp_path / "a.ckpt", {"b": 2})
-    state = {"a": 0, "b": 2}
-    fabric.load(tmp_path / "a.ckpt", state, strict=False)
-    assert state == {"a": 1, "b": 2}
 
 
 # --- two processes ---

@@ -164,3 +164,42 @@ def test_a_sanitized_name_names_one_file_and_stays(name: str) -> None:
     assert safe not in (".", "..")
     assert not set(safe) & set('/\\:*?"<>|\0\n')
     assert sanitize_name(safe) == safe
+
+
+def test_where_a_growing_upload_can_be_seen_it_gets_its_name_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    from fulmen.fabric import filesystem
+
+    uploaded = []
+    put_file = MemoryFileSystem.put_file
+
+    def put(self: MemoryFileSystem, local: str, remote: str, **kwargs: object) -> None:
+        uploaded.append(remote)
+        put_file(self, local, remote, **kwargs)
+
+    monkeypatch.setattr(filesystem, "_RENAMING_PROTOCOLS", ("memory://",))
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put)
+    for content in (b"first", b"second"):
+        with filesystem.atomic_open("memory://renamed/a", "wb") as file:
+            file.write(content)
+        assert MemoryFileSystem().cat_file("memory://renamed/a") == content
+    assert len(uploaded) == 2
+    assert all(path.startswith("memory://renamed/.a.") for path in uploaded)
+    assert filesystem.list_dir("memory://renamed") == ["a"]
+
+
+def test_what_a_client_raises_of_its_own_family_is_an_error_of_the_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    from fulmen.fabric import filesystem
+
+    class ClientError(Exception):
+        """As those of object stores."""
+
+    def put(self: MemoryFileSystem, local: str, remote: str, **kwargs: object) -> None:
+        raise ClientError("quota exceeded")
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put)
+    with pytest.raises(OSError, match=r"ClientError: quota exceeded"), filesystem.atomic_open("memory://a/b", "wb"):
+        pass

@@ -39,6 +39,12 @@ def test_an_entry_holds_its_description_and_preset() -> None:
     assert registry["ddp_spawn"] == Entry("ddp_spawn", dict, "DDP, spawned", {"start_method": "spawn"})
 
 
+def test_a_value_may_be_given_by_the_kind_of_the_registry() -> None:
+    registry: Registry[type] = Registry("strategy")
+    assert registry.register("mine", strategy=dict, answer=42) is dict
+    assert registry["mine"] == Entry("mine", dict, "", {"answer": 42})
+
+
 def test_it_decorates_too() -> None:
     registry: Registry[type] = Registry("strategy")
 

@@ -192,6 +192,20 @@ def test_derived_seeds_are_the_same_on_every_machine_and_in_every_version() -> N
     assert [derive_seed(0), derive_seed(1, 2, 3)] == [8493733112532773765, 3034334815109854691]
 
 
+def test_an_apple_gpu_is_captured_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = [torch.tensor([1, 2, 3], dtype=torch.uint8)]
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: held[0].clone())
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: held.__setitem__(0, state))
+    with isolate_rng():
+        held[0] = torch.zeros(3, dtype=torch.uint8)
+    assert held[0].tolist() == [1, 2, 3]
+    state = collect_rng_state()
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    restore_rng_state(state)  # on a machine without one
+    assert "mps" not in collect_rng_state()
+
+
 def test_workers_differ_and_repeat() -> None:
     def first_numbers(worker_id: int, rank: int) -> tuple[object, ...]:
         torch.manual_seed(100 + worker_id)

@@ -1,4 +1,7 @@
+import os
+import socket
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -6,11 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fulmen.fabric.accelerators.catalog import ACCELERATOR_REGISTRY
 from fulmen.fabric.accelerators.cpu import CPUAccelerator
 from fulmen.fabric.accelerators.cuda import CUDAAccelerator
 from fulmen.fabric.accelerators.mps import MPSAccelerator
 from fulmen.fabric.checkpoint_io.torch import TorchCheckpointIO
 from fulmen.fabric.environments.default import LightningEnvironment
+from fulmen.fabric.environments.kubeflow import KubeflowEnvironment
+from fulmen.fabric.environments.lsf import LSFEnvironment
+from fulmen.fabric.environments.mpi import MPIEnvironment
+from fulmen.fabric.environments.slurm import SLURMEnvironment
 from fulmen.fabric.environments.torchelastic import TorchElasticEnvironment
 from fulmen.fabric.errors import (
     ArgumentTypeError,
@@ -20,11 +28,13 @@ from fulmen.fabric.errors import (
     MissingPackageError,
 )
 from fulmen.fabric.precision.base import Precision
+from fulmen.fabric.precision.catalog import PRECISIONS, make_precision
 from fulmen.fabric.precision.double import DoublePrecision
 from fulmen.fabric.precision.mixed import MixedPrecision
-from fulmen.fabric.selection import PRECISIONS, make_precision, select
+from fulmen.fabric.selection import select
 from fulmen.fabric.strategies.catalog import STRATEGY_REGISTRY
 from fulmen.fabric.strategies.ddp import DDPStrategy
+from fulmen.fabric.strategies.dp import DataParallelStrategy
 from fulmen.fabric.strategies.single_device import SingleDeviceStrategy
 
 CPU = torch.device("cpu")
@@ -34,6 +44,9 @@ CPU = torch.device("cpu")
 def no_gpu_and_no_launcher(monkeypatch):
     for gpu in (CUDAAccelerator, MPSAccelerator):
         monkeypatch.setattr(gpu, "is_available", staticmethod(lambda: False))
+    managers = ("SLURM_", "LSB_", "JSM_", "PMI_", "OMPI_", "KUBERNETES_")
+    for name in [name for name in os.environ if name.startswith(managers)]:
+        monkeypatch.delenv(name)
     for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
 
@@ -144,6 +157,48 @@ def test_a_precision_is_made_for_the_kind_of_device_and_not_for_the_name_of_the_
         assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == torch.bfloat16
 
 
+class Named(CPUAccelerator):
+    """A kind of the user's own, with an argument."""
+
+    def __init__(self, speed=1):
+        self.speed = speed
+
+    @staticmethod
+    def name():
+        return "named"
+
+
+@pytest.fixture
+def _registered():
+    ACCELERATOR_REGISTRY.register("named", accelerator=Named, speed=7)
+    yield
+    ACCELERATOR_REGISTRY.remove("named")
+
+
+@pytest.mark.usefixtures("_registered")
+@pytest.mark.parametrize("strategy", ["auto", DDPStrategy(parallel_devices=[CPU]), SingleDeviceStrategy(CPU)])
+def test_an_accelerator_of_the_users_own_by_its_name(strategy):
+    chosen = select(accelerator="named", strategy=strategy)
+    assert isinstance(chosen.accelerator, Named)
+    assert chosen.accelerator.speed == 7
+    assert chosen.devices == (CPU,)
+
+
+def test_an_accelerator_of_the_users_own_as_an_object():
+    mine = Named(speed=3)
+    chosen = select(accelerator=mine, devices="2")
+    assert chosen.accelerator is mine
+    assert chosen.devices == (CPU, CPU)
+
+
+def test_a_precision_for_other_devices_is_refused():
+    class OnlyThere(Precision):
+        device_types = ("cuda", "xpu")
+
+    with pytest.raises(ConfigurationError, match=r"Trainer cannot use OnlyThere on .*'cpu'. It works on 'cuda', 'xpu'"):
+        select(accelerator="cpu", plugins=OnlyThere(), caller="Trainer")
+
+
 def test_a_strategy_object_gets_what_it_lacks():
     mine = DDPStrategy()
     chosen = select(strategy=mine, devices=2, precision="64-true", num_nodes=2)
@@ -163,6 +218,82 @@ def test_under_torchrun_devices_need_not_be_said(torchrun):
 def test_under_torchrun_another_number_is_refused(torchrun):
     with pytest.raises(ConfigurationError, match="torchrun started 2"):
         select(devices=3)
+
+
+MANAGERS = {
+    "torchrun": ({"TORCHELASTIC_RUN_ID": "me", "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}, TorchElasticEnvironment),
+    "slurm": ({"SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 2, "SLURM_PROCID": 1, "SLURM_LOCALID": 1}, SLURMEnvironment),
+    "lsf": (
+        {"LSB_JOBID": 7, "JSM_NAMESPACE_SIZE": 2, "JSM_NAMESPACE_RANK": 1}
+        | {"JSM_NAMESPACE_LOCAL_RANK": 1, "JSM_NAMESPACE_LOCAL_SIZE": 2, "LSB_DJOB_RANKFILE": os.devnull},
+        LSFEnvironment,
+    ),
+    "mpi": ({"PMI_SIZE": 2}, MPIEnvironment),
+    "kubeflow": ({"KUBERNETES_PORT": "tcp://", "WORLD_SIZE": 2, "MASTER_ADDR": "a", "MASTER_PORT": 1}, None),
+}
+
+
+@pytest.fixture
+def two_of_mpi(monkeypatch):
+    class World:
+        Get_rank, Get_size = (lambda self: 1), (lambda self: 2)
+        allgather, bcast = (lambda self, host: [host, host]), (lambda self, port, root: 1)
+
+    mpi = types.ModuleType("mpi4py.MPI")
+    mpi.COMM_WORLD = World()
+    monkeypatch.setitem(sys.modules, "mpi4py", types.ModuleType("mpi4py"))
+    monkeypatch.setitem(sys.modules, "mpi4py.MPI", mpi)
+
+
+@pytest.mark.parametrize("first", ["torchrun", "slurm", "lsf", "mpi"])
+def test_of_several_managers_the_innermost_is_asked(first, monkeypatch, tmp_path, two_of_mpi):
+    names = list(MANAGERS)
+    for name in names[names.index(first) :]:
+        for variable, value in MANAGERS[name][0].items():
+            monkeypatch.setenv(variable, str(value))
+    (tmp_path / "hosts").write_text(f"{socket.gethostname()}\n")
+    if "LSB_DJOB_RANKFILE" in os.environ:
+        monkeypatch.setenv("LSB_DJOB_RANKFILE", str(tmp_path / "hosts"))
+    if first != "torchrun":
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    chosen = select(accelerator="cpu")
+    assert type(chosen.environment) is MANAGERS[first][1]
+    assert chosen.num_devices == 2  # as many as the manager has started
+    assert isinstance(chosen.strategy, DDPStrategy)
+
+
+def test_pods_of_a_job_are_nodes(monkeypatch):
+    for variable, value in MANAGERS["kubeflow"][0].items():
+        monkeypatch.setenv(variable, str(value))
+    monkeypatch.setenv("RANK", "1")
+    assert isinstance(select(accelerator="cpu", num_nodes=2).environment, KubeflowEnvironment)
+    with pytest.raises(ConfigurationError, match="in each of 2 pods"):
+        select(accelerator="cpu", devices=2)
+
+
+def test_another_number_of_devices_than_slurm_runs_tasks_is_refused(monkeypatch):
+    for variable, value in MANAGERS["slurm"][0].items():
+        monkeypatch.setenv(variable, str(value))
+    with pytest.raises(ConfigurationError, match="SLURM runs 2 task"):
+        select(accelerator="cpu", devices=3)
+    # Whoever wants our launchers inside a job says so.
+    assert select(accelerator="cpu", devices=3, plugins=LightningEnvironment()).num_devices == 3
+
+
+def test_a_batch_is_not_split_over_cpus():
+    with pytest.warns(UserWarning, match="strategy='dp'.*strategy='ddp'"):
+        assert type(select(accelerator="cpu", strategy="dp", devices=2).strategy) is DDPStrategy
+
+
+def test_a_batch_is_split_in_one_process_only(monkeypatch, torchrun):
+    with pytest.raises(ConfigurationError, match=r"there are to be 2.*strategy='ddp'"):
+        select(accelerator="cpu", devices=1, strategy=DataParallelStrategy(parallel_devices=[CPU]))
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    monkeypatch.delenv("LOCAL_RANK")
+    with pytest.raises(ConfigurationError, match="num_nodes=3"):
+        select(accelerator="cpu", devices=1, num_nodes=3, strategy=DataParallelStrategy(parallel_devices=[CPU]))
+    chosen = select(accelerator="cpu", strategy=DataParallelStrategy(parallel_devices=[CPU]))
+    assert chosen.strategy.root_device == CPU
 
 
 def test_a_notebook_forks(monkeypatch):
@@ -186,7 +317,7 @@ REFUSED = [
     ({"accelerator": "tpu"}, ModuleNotFoundError, "accelerator='tpu'"),
     ({"strategy": "foo"}, ValueError, "strategy='foo'"),
     ({"strategy": 3}, ValueError, "strategy=3"),
-    ({"strategy": "deepspeed_stage_2"}, MissingPackageError, "strategy='deepspeed_stage_2'"),
+    ({"strategy": "deepspeed_stage_2"}, ConfigurationError, "strategy='deepspeed_stage_2'"),
     ({"strategy": "single_device", "devices": 2}, ValueError, "strategy='single_device'"),
     ({"strategy": SingleDeviceStrategy(), "devices": 2}, ValueError, "SingleDeviceStrategy"),
     ({"devices": 0}, ConfigurationError, "devices=0"),

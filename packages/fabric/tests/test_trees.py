@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fulmen.fabric import trees as fabric_trees
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.trees import (
     AttributeDict,
@@ -176,6 +177,16 @@ def test_numbers_become_tensors() -> None:
     assert [t.dtype for t in converted] == [torch.uint8, torch.int32, torch.float32, torch.float64, torch.int8]
     with pytest.raises(ConfigurationError, match="'text' cannot become a tensor"):
         convert_to_tensors({"a": "text"}, "cpu")
+
+
+def test_the_table_of_what_becomes_a_tensor() -> None:
+    numpy = pytest.importorskip("numpy")
+    values = [True, 3, 0.5, numpy.arange(3)]
+    assert [kind for kind, _ in fabric_trees.CONVERSION_DTYPES] == [bool, int, float, numpy.ndarray]
+    made = [convert(value) for (_, convert), value in zip(fabric_trees.CONVERSION_DTYPES, values, strict=True)]
+    assert [tensor.dtype for tensor in made] == [torch.uint8, torch.int32, torch.float32, torch.int64]
+    with pytest.raises(AttributeError, match="no attribute 'CONVERSIONS'"):
+        _ = fabric_trees.CONVERSIONS
 
 
 @given(st.lists(st.floats(allow_nan=False) | st.integers(-(2**40), 2**40) | st.booleans()))

@@ -116,3 +116,17 @@ def test_print_is_heard_once_and_past_the_bar(quick, capsys):
     quick().print("a", "b", sep="-")
     assert capsys.readouterr().out == "a-b\n"
     assert Stage.TRAIN in Stage
+
+
+@pytest.mark.parametrize("name", ["training", "validating", "testing", "predicting", "sanity_checking"])
+def test_what_runs_now_can_be_set(name, quick):
+    trainer = quick()
+    setattr(trainer, name, True)
+    assert getattr(trainer, name)
+    assert trainer.state.stage is not None
+    assert trainer.evaluating == (name in ("validating", "testing", "sanity_checking"))
+    other = "testing" if name != "testing" else "training"
+    setattr(trainer, other, False)  # it does not run
+    assert getattr(trainer, name)
+    setattr(trainer, name, False)
+    assert trainer.state.stage is None

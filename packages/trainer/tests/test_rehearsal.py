@@ -183,3 +183,18 @@ def test_evaluations_can_be_rehearsed_too(tmp_path):
     assert told == [[3]]
     assert (model.num_steps, results) == (4, {"x": 2.5})
     assert isinstance(model, LightningModule)
+
+
+def test_who_rehearses_alone_hears_signals_when_it_is_over(quick):
+    class Listens(Callback):
+        def on_fit_start(self, trainer, module):
+            with rehearsing(trainer, alone=True, max_steps=2) as trial:
+                place = trainer.context.signals.place
+                trial.fit_loop.run()
+                assert trial.global_step == 2
+                assert trial.context.signals is not trainer.context.signals
+            assert trainer.context.signals.place == place
+            with rehearsing(trainer) as trial:
+                assert trial.context.signals is trainer.context.signals
+
+    quick(callbacks=[Listens()]).fit(Model())

@@ -22,7 +22,10 @@ def searched(search: BatchSizeSearch, limit: int, num_samples: int | None = None
 def test_every_search_ends_soon_repeats_nothing_and_finds_what_fits(initial, ceiling, limit, bisects, num_samples):
     search, tried = searched(BatchSizeSearch(min(initial, ceiling), ceiling, bisects, 1000), limit, num_samples)
     assert len(set(tried)) == len(tried)
-    assert len(tried) <= 2 * math.log2(ceiling + 1) + 3
+    # Up or down from the first size to the limit; then, if wanted, through the last gap.
+    assert len(tried) <= math.log2(ceiling / search.initial) + math.log2(ceiling + 1) + 3
+    assert bisects or len(tried) <= math.log2(ceiling + 1) + 2
+    assert search.trials == tuple((size, size <= limit) for size in tried)
     assert all(1 <= size <= ceiling for size in tried)
     found = search.result()
     assert (found is None) == (limit == 0)

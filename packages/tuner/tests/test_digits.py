@@ -1,5 +1,7 @@
 """On real data: handwritten digits."""
 
+import random
+
 import pytest
 import torch
 from torch import nn
@@ -54,3 +56,28 @@ def test_the_suggested_rate_trains_at_least_as_well_as_common_ones(make_trainer,
 
     suggested = loss_after_three_epochs(None)
     assert suggested <= min(loss_after_three_epochs(1e-3), loss_after_three_epochs(1e-1))
+
+
+def test_the_batch_size_is_the_largest_that_fits_for_20_limits(kit, make_trainer, data):
+    images, labels = (part[:1400] for part in data)
+
+    class Narrow(Digits):
+        def __init__(self, limit):
+            super().__init__(1e-3)
+            self.memory, self.batch_size = kit.Memory(limit), 32
+
+        def training_step(self, batch, batch_idx):
+            self.memory.take(len(batch[0]))
+            return super().training_step(batch, batch_idx)
+
+        def train_dataloader(self):
+            return DataLoader(TensorDataset(images, labels), batch_size=self.batch_size)
+
+    draw = random.Random(7)
+    for limit in [draw.randint(1, 1400) for _ in range(20)]:
+        model = Narrow(limit)
+        tuner = Tuner(make_trainer(limit_val_batches=0))
+        found = tuner.scale_batch_size(model, mode="binsearch", margin=0.0, steps_per_trial=1)
+        assert found == model.batch_size == limit
+        sizes = tuner.batch_size_trials.results["batch_size"]
+        assert len(set(sizes)) == len(sizes) <= 2 * 11 + 1

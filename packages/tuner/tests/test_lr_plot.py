@@ -37,7 +37,8 @@ def test_both_curves_and_the_suggestion_are_drawn_and_named(tmp_path):
     assert ax.get_xscale() == "log"
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("learning rate", "loss")
     names = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert names == ["loss", "loss, smoothed", f"suggestion: {found.suggestion():.2e}"]
+    mantissa, exponent = f"{found.suggestion():.1e}".split("e")
+    assert names == ["loss", "loss, smoothed", rf"suggestion: ${mantissa} \times 10^{{{int(exponent)}}}$"]
     marked = {line.get_label(): line for line in ax.lines}[names[-1]]
     assert list(marked.get_xdata()) == [found.suggestion()]
     figure.savefig(tmp_path / "curve.png")

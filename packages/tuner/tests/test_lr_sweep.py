@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.trainer.core.module import LightningModule
+from fulmen.trainer.errors import StopRun
 from fulmen.tuner.lr_suggestion import steepest_descent, swept_rates
 from fulmen.tuner.lr_sweep import LRFinder
 from fulmen.tuner.tuner import Tuner
@@ -145,8 +146,35 @@ def test_a_module_that_never_steps_ends(kit, make_trainer):
         def training_step(self, batch, batch_idx):
             return None
 
-    with pytest.raises(ConfigurationError, match="saw no loss"):
+    with pytest.raises(ConfigurationError, match="no optimizer stepped"):
         Tuner(make_trainer()).lr_find(Idle(), num_training=20)
+
+
+def test_the_module_may_ask_for_its_schedulers_which_change_nothing(kit, make_trainer):
+    class Asks(kit.Model):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=self.lr)
+            # More steps than it knows of would be an error.
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=self.lr, total_steps=5)
+            return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+        def training_step(self, batch, batch_idx):
+            assert self.lr_schedulers().total_steps == 5
+            return super().training_step(batch, batch_idx)
+
+    finder = Tuner(make_trainer()).lr_find(Asks(), num_training=20, early_stop_threshold=None)
+    assert finder.results["lr"] == swept_rates(1e-8, 1.0, 20, is_linear=False)
+
+
+def test_a_module_may_end_its_trial(kit, make_trainer):
+    class Enough(kit.Model):
+        def training_step(self, batch, batch_idx):
+            if len(self.notes) == 7:
+                raise StopRun
+            return super().training_step(batch, batch_idx)
+
+    assert len(Tuner(make_trainer()).lr_find(Enough(), update_attr=False).results["lr"]) == 7
+    assert Tuner(make_trainer()).scale_batch_size(Enough(), max_val=16, steps_per_trial=10) == 16
 
 
 def test_an_optimizer_that_calls_its_closure_often(kit, make_trainer):

@@ -174,6 +174,27 @@ def test_the_largest_size_that_a_memory_allows(kit, make_trainer, limit, init_va
     assert model.batch_size == data.hparams.batch_size == found
 
 
+@pytest.mark.parametrize("name", ["CUDA", "cuDNN", "cuDNN workspace", "MPS", "machine", "Python"])
+def test_memory_of_every_kind(kit, make_trainer, name):
+    class Full(kit.Model):
+        def step(self, batch):
+            if len(batch[0]) > 8:
+                raise kit.FULL[name]
+            return super().step(batch)
+
+    assert Tuner(make_trainer()).scale_batch_size(Full()) == 8
+
+
+def test_what_was_tried_is_kept(kit, make_trainer):
+    tuner = Tuner(make_trainer(limit_val_batches=0))
+    assert tuner.batch_size_trials is None
+    assert tuner.scale_batch_size(kit.Model(memory=kit.Memory(20)), mode="binsearch", margin=0.1) == 18
+    trials = tuner.batch_size_trials
+    assert trials.results["batch_size"] == [2, 4, 8, 16, 32, 24, 20, 22, 21]
+    assert trials.results["fits"] == [True, True, True, True, False, False, True, False, False]
+    assert (trials.suggestion(), trials.suggestion(margin=0.0)) == (18, 20)
+
+
 def test_a_margin_is_kept(kit, make_trainer):
     model = kit.Model(memory=kit.Memory(40))
     assert Tuner(make_trainer()).scale_batch_size(model, mode="binsearch", margin=0.25) == 30
@@ -330,11 +351,6 @@ def test_a_trainer_that_cannot_tune(kit, make_trainer, call):
         getattr(Tuner(make_trainer(callbacks=[finder()])), call)(kit.Model())
     with pytest.raises(TypeError, match="Tuner\\(trainer='cpu'\\)"):
         Tuner("cpu")
-
-
-def test_several_processes_find_no_batch_size(kit, make_trainer):
-    with pytest.raises(ValueError, match="devices=2"):
-        Tuner(make_trainer(devices=2, strategy="ddp")).scale_batch_size(kit.Model())
 
 
 def test_errors_of_the_user_are_the_users(kit, make_trainer):

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from fulmen.fabric.accelerators import ACCELERATOR_REGISTRY, Accelerator, CPUAccelerator, CUDAAccelerator, cuda
-from fulmen.fabric.accelerators.catalog import available_accelerators, best_available, best_gpu
+from fulmen.fabric.accelerators.catalog import (
+    AcceleratorRegistry,
+    accelerator_for,
+    available_accelerators,
+    best_available,
+    best_gpu,
+    call_register_accelerators,
+    device_type,
+)
 from fulmen.fabric.errors import ConfigurationError
 
 
@@ -46,13 +54,26 @@ def _abacus() -> Iterator[None]:
     ACCELERATOR_REGISTRY.remove("abacus")
 
 
-def test_every_registered_class_knows_its_name_and_can_be_made() -> None:
-    assert ACCELERATOR_REGISTRY.names() == ["cpu", "cuda", "mps"]
+def test_every_registered_class_knows_its_name() -> None:
+    assert ACCELERATOR_REGISTRY.names() == ["cpu", "cuda", "mps", "tpu"]
+    assert ACCELERATOR_REGISTRY.available_accelerators() == {"cpu", "cuda", "mps", "tpu"}
     for name in ACCELERATOR_REGISTRY:
         entry = ACCELERATOR_REGISTRY[name]
         assert entry.value.name() == name
         assert entry.description
-        assert isinstance(entry.value(), Accelerator)
+    for name in ("cpu", "cuda", "mps"):
+        assert isinstance(ACCELERATOR_REGISTRY.make(name), Accelerator)
+
+
+def test_names_and_types_of_devices_lead_to_each_other() -> None:
+    assert {name: device_type(name) for name in ACCELERATOR_REGISTRY} == {
+        "cpu": "cpu",
+        "cuda": "cuda",
+        "mps": "mps",
+        "tpu": "xla",
+    }
+    assert all(accelerator_for(device_type(name) or "") == name for name in ACCELERATOR_REGISTRY)
+    assert device_type("abacus") is None
 
 
 @pytest.mark.parametrize(
@@ -76,6 +97,26 @@ def test_a_kind_of_the_users_own_is_found_by_name_only() -> None:
     assert "abacus" in available_accelerators()
     assert best_available() != "abacus"
     assert AbacusAccelerator().get_device_stats("cpu") == {}
+
+
+def test_a_name_presets_arguments() -> None:
+    class Loom(AbacusAccelerator):
+        def __init__(self, threads: int) -> None:
+            self.threads = threads
+
+    registry = AcceleratorRegistry()
+    registry.register("loom", accelerator=Loom, description="Threads.", threads=3)
+    made = registry.make("loom")
+    assert isinstance(made, Loom)
+    assert made.threads == 3
+    assert registry["loom"].description == "Threads."
+
+
+def test_the_classes_of_a_module_register_themselves() -> None:
+    registry = AcceleratorRegistry()
+    call_register_accelerators(registry, AbacusAccelerator.__module__)
+    assert registry.available_accelerators() >= {"abacus", "cpu", "cuda"}
+    assert registry.get("abacus") is AbacusAccelerator
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:

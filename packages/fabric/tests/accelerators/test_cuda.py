@@ -53,6 +53,35 @@ def test_indices_become_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CUDAAccelerator.get_parallel_devices(indices) == [torch.device("cuda", 1), torch.device("cuda", 3)]
 
 
+# A machine with two GPUs whose driver must not be asked: the only thing that is made up.
+UNTOUCHED = """
+import torch
+torch.cuda.device_count = lambda: 2
+def refuse(*_):
+    raise SystemExit("CUDA was initialised")
+torch.cuda._lazy_init = torch._C._cuda_init = torch._C._cuda_getDeviceCount = refuse
+from fulmen.fabric import Fabric
+from fulmen.fabric.accelerators.catalog import available_accelerators
+assert available_accelerators() == ["cpu", "cuda"]
+for flags in (
+    {},
+    {"accelerator": "gpu", "devices": [1], "precision": "16-mixed"},
+    {"accelerator": "cuda", "devices": 2, "strategy": "ddp_spawn", "precision": "bf16-true"},
+    {"devices": "0,1", "strategy": "ddp_fork", "precision": "16-true"},
+    {"devices": -1, "precision": "64-true"},
+):
+    assert Fabric(**flags).accelerator.name() == "cuda"
+    assert not torch.cuda.is_initialized()
+print("untouched")
+"""
+
+
+@pytest.mark.skipif(has_gpu, reason="the real thing is tested below")
+def test_building_a_fabric_does_not_touch_the_driver() -> None:
+    done = subprocess.run([sys.executable, "-c", UNTOUCHED], capture_output=True, text=True, timeout=170)
+    assert done.stdout.strip() == "untouched", done.stderr
+
+
 @needs_gpu
 def test_counting_leaves_a_process_able_to_fork() -> None:
     program = (

@@ -10,22 +10,40 @@ import subprocess
 import time
 from itertools import count
 from pathlib import Path
+from random import Random
 from typing import IO, Any
 
 import pytest
 import torch
 
-from fulmen.fabric.checkpoint_io.commit import commit, leftovers, remove_leftovers
+from fulmen.fabric.checkpoint_io.commit import FolderAside, commit
+from fulmen.fabric.checkpoint_io.leftovers import clean_leftovers
+from fulmen.fabric.checkpoint_io.sharded import load_sharded, save_sharded
 from fulmen.fabric.checkpoint_io.torch import TorchCheckpointIO
 from fulmen.fabric.errors import CheckpointError
+from fulmen.fabric.filesystem import list_dir
 
 
-def save_for_ever(path: Path, reports: Any) -> None:
+def save_for_ever(path: Path, kind: str, reports: Any) -> None:
     torch.set_num_threads(1)  # a forked process has none of the parent's threads
     for number in count(1):
-        weight = torch.full((1_000_000,), float(number))
-        TorchCheckpointIO().save_checkpoint({"number": number, "weight": weight}, path)
+        state = {"number": torch.tensor(number), "weight": torch.full((1_000_000,), float(number))}
+        if kind == "file":
+            TorchCheckpointIO().save_checkpoint(state, path)
+        else:
+            save_sharded(path, state)
         reports.send(number)
+
+
+def read(path: Path) -> int:
+    """The number of the save, when everything in it is of that save."""
+    if path.is_file():
+        state = TorchCheckpointIO().load_checkpoint(path)
+    else:
+        state = {"number": torch.tensor(0), "weight": torch.zeros(1_000_000)}
+        load_sharded(path, state)
+    assert bool((state["weight"] == state["number"]).all())
+    return int(state["number"])
 
 
 def test_a_file_appears_whole_and_its_size_is_told(tmp_path: Path) -> None:
@@ -69,49 +87,35 @@ def test_a_folder_that_cannot_be_made_is_a_checkpoint_error(tmp_path: Path) -> N
         commit(tmp_path / "file" / "x.ckpt", lambda file: None)
 
 
-def test_a_killed_save_leaves_the_last_reported_checkpoint_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_after_kill_9_at_any_moment_the_last_reported_checkpoint_is_whole(tmp_path: Path, kind: str) -> None:
+    """Twelve kills, at random moments, of savers that save over one path again and again."""
     target = tmp_path / "last.ckpt"
     context = multiprocessing.get_context("fork")
-    reports, reports_there = context.Pipe(duplex=False)
-    saver = context.Process(target=save_for_ever, args=(target, reports_there), daemon=True)
-    saver.start()
-    assert saver.pid is not None
-    reported = 0
-    is_caught = False
-    try:
-        for attempt in range(100):
-            reported = reports.recv()
-            # Stopped in the middle of a save, the files are as kill -9 would leave them there.
-            time.sleep(0.0005 * (attempt % 20))
-            os.kill(saver.pid, signal.SIGSTOP)
-            loaded = TorchCheckpointIO().load_checkpoint(target)
-            assert loaded["number"] >= reported
-            assert bool((loaded["weight"] == loaded["number"]).all())
-            is_caught = len(os.listdir(tmp_path)) > 1
-            if is_caught and attempt > 5:
-                break
-            os.kill(saver.pid, signal.SIGCONT)
-    finally:
+    random = Random(kind)
+    num_caught = 0
+    for _ in range(12):
+        reports, reports_there = context.Pipe(duplex=False)
+        saver = context.Process(target=save_for_ever, args=(target, kind, reports_there), daemon=True)
+        saver.start()
+        assert saver.pid is not None
+        reported = reports.recv()
+        time.sleep(random.uniform(0, 0.05))
         os.kill(saver.pid, signal.SIGKILL)
         saver.join()
-    loaded = TorchCheckpointIO().load_checkpoint(target)
-    assert loaded["number"] >= reported
-    assert is_caught, "no save was caught in the middle"
-    (left,) = leftovers(tmp_path)
-    assert left.name.startswith(f".last.ckpt.{saver.pid}-")
-    assert left.name.endswith(".tmp")
-    assert remove_leftovers(tmp_path, older_than_s=3600) == []
-    assert remove_leftovers(tmp_path) == [left]
-    assert os.listdir(tmp_path) == ["last.ckpt"]
-
-
-def test_only_what_a_dead_writer_left_is_a_leftover(tmp_path: Path) -> None:
-    names = ["last.ckpt", ".hidden.tmp", f".last.ckpt.{os.getpid()}-01234567.tmp", ".last.ckpt.1-x.tmp"]
-    for name in names:
-        (tmp_path / name).write_bytes(b"")
-    assert leftovers(tmp_path) == []
-    assert leftovers(tmp_path / "missing") == []
-    assert leftovers("memory://somewhere") == []
+        while reports.poll():
+            try:
+                reported = reports.recv()
+            except EOFError:
+                reports.close()
+                break
+        left = [name for name in os.listdir(tmp_path) if name != "last.ckpt"]
+        assert all(name.startswith(f".last.ckpt.{saver.pid}-") and name.endswith(".tmp") for name in left)
+        num_caught += len(left)
+        assert read(target) >= reported
+        assert sorted(path.name for path in clean_leftovers(tmp_path)) == sorted(left)
+        assert os.listdir(tmp_path) == ["last.ckpt"]
+    assert num_caught > 2, "hardly any save was caught in the middle"
 
 
 @pytest.fixture
@@ -144,3 +148,47 @@ def test_a_full_disk_is_told_with_path_and_bytes_and_leaves_nothing(full_disk: P
     assert repr(str(target)) in message
     assert "bytes" in message
     assert "No space left" in message or "File too large" in message
+
+
+def test_a_sharded_folder_on_a_full_disk_leaves_the_old_one(full_disk: Path) -> None:
+    target = full_disk / "folder.ckpt"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", full_disk], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        save_sharded(target, {"weight": torch.ones(10), "number": 1})
+        with pytest.raises(CheckpointError, match=r"folder\.ckpt.*No space left.*after \d+ bytes"):
+            save_sharded(target, {"weight": torch.zeros(1_000_000), "number": 2})
+        assert os.listdir(full_disk) == ["folder.ckpt"]
+        state = {"weight": torch.zeros(10), "number": 0}
+        load_sharded(target, state)
+        assert state["number"] == 1
+    finally:
+        subprocess.run(["umount", full_disk], check=True)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, remote: bool) -> None:
+    path = "memory://test_commit/a" if remote else str(tmp_path / "deep" / "a")
+    for number in range(3):
+        aside = FolderAside.begin(path)
+        names = {f"__{aside.prefix}{rank}" for rank in range(2)}
+        for name in names:
+            aside.write(name, lambda file: file.writelines([b"part"]))
+        aside.write("index", lambda file, number=number: file.writelines([b"%d" % number]))  # type: ignore[misc]
+        if not remote:
+            assert "a" not in os.listdir(tmp_path / "deep") or len(os.listdir(path)) == 3
+        aside.commit({*names, "index"})
+        assert set(list_dir(path)) == {*names, "index"}
+    aside = FolderAside.begin(path)
+    aside.write(f"__{aside.prefix}0", lambda file: file.writelines([b"part"]))
+    aside.abandon()
+    assert set(list_dir(path)) == {*names, "index"}
+    if not remote:
+        assert os.listdir(tmp_path / "deep") == ["a"]
+
+
+def test_a_folder_that_cannot_be_begun_is_answered(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"file/x\.ckpt.* after 0 bytes"):
+        FolderAside.begin(tmp_path / "file" / "x.ckpt")

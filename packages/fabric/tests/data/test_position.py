@@ -24,7 +24,7 @@ def test_a_share_is_that_of_torchs_distributed_sampler(size: int, world_size: in
         share = list(deal(range(size), rank, world_size, drop_last=drop_last))
         # torch cannot fill up from nothing.
         assert size == 0 or share == list(theirs)
-        assert len(share) == share_length(size, world_size, drop_last=drop_last)
+        assert len(share) == share_length(size, rank, world_size, drop_last=drop_last)
 
 
 @given(sizes, worlds)
@@ -34,6 +34,19 @@ def test_every_unit_is_dealt_once_and_the_last_round_is_filled_with_first_ones(s
     assert in_turn[:size] == list(range(size))
     assert len(in_turn) - size < world_size
     assert set(in_turn[size:]) <= set(range(min(size, world_size)))
+
+
+@given(sizes, worlds)
+def test_without_repeats_every_unit_is_dealt_once(size: int, world_size: int) -> None:
+    shares = [list(deal(range(size), rank, world_size, drop_last=False, repeats=False)) for rank in range(world_size)]
+    assert sorted(unit for share in shares for unit in share) == list(range(size))
+    lengths = [len(share) for share in shares]
+    assert lengths == [
+        share_length(size, rank, world_size, drop_last=False, repeats=False) for rank in range(world_size)
+    ]
+    # Who gets one more comes first.
+    assert lengths == sorted(lengths, reverse=True)
+    assert max(lengths) - min(lengths) <= 1
 
 
 def test_an_endless_order_is_read_one_round_ahead_at_most() -> None:

@@ -136,11 +136,58 @@ def test_an_own_batch_sampler_is_dealt_batch_by_batch() -> None:
     assert list(ShardedSampler(batches, rank=1, world_size=2)) == [[2, 3], [6, 7], [0, 1]]
 
 
-@given(st.integers(1, 30), st.integers(1, 4), st.booleans())
-def test_the_wrapper_reorders_what_its_sampler_gives(size: int, world_size: int, shuffle: bool) -> None:
+@given(st.sampled_from(sorted(SAMPLERS)), st.integers(0, 40), st.integers(1, 5))
+def test_without_repeats_every_sample_is_given_once(kind: str, size: int, world_size: int) -> None:
+    if size == 0 and "shuffle" in kind:
+        return  # torch makes no such sampler
+    seen = []
+    for rank in range(world_size):
+        sampler = ShardedSampler(SAMPLERS[kind](size), rank=rank, world_size=world_size, repeats=False)
+        share = list(sampler)
+        assert len(share) == len(sampler)
+        seen += share
+    assert sorted(seen) == list(range(size))
+
+
+@given(st.integers(1, 30), st.integers(1, 4), st.booleans(), st.booleans(), st.integers(0, 3))
+def test_the_wrapper_reorders_what_its_sampler_gives(
+    size: int, world_size: int, shuffle: bool, drop_last: bool, epoch: int
+) -> None:
     letters = [f"sample {number}" for number in range(size)]
     for rank in range(world_size):
-        theirs: Any = DistributedSampler(range(size), world_size, rank, shuffle, seed=1)  # type: ignore[arg-type]
-        ours = DistributedSamplerWrapper(letters, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=1)
+        whole = (world_size, rank, shuffle, 1, drop_last)
+        theirs: Any = DistributedSampler(range(size), *whole)  # type: ignore[arg-type]
+        ours = DistributedSamplerWrapper(letters, *whole)
+        theirs.set_epoch(epoch)
+        ours.set_epoch(epoch)
         assert list(ours) == [letters[index] for index in theirs]
         assert len(ours) == len(theirs)
+
+
+@given(st.sampled_from(sorted(SAMPLERS)), st.integers(1, 40), st.integers(1, 5), st.integers(0, 3))
+def test_processes_agree_on_what_the_wrapped_sampler_gives(kind: str, size: int, world_size: int, epoch: int) -> None:
+    shares = []
+    for rank in range(world_size):
+        seed_generators(rank + 1)  # each process has drawn other numbers before
+        sampler = DistributedSamplerWrapper(SAMPLERS[kind](size), num_replicas=world_size, rank=rank, shuffle=False)
+        sampler.set_epoch(epoch)
+        shares.append(list(sampler))
+    assert {sample for share in shares for sample in share} == set(range(size))
+    assert len({len(share) for share in shares}) == 1
+
+
+def test_the_wrapper_deals_out_what_has_no_end_and_tells_the_epoch() -> None:
+    class Endless:
+        epoch = 0
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(lambda: self.epoch, None)
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+
+    sampler = DistributedSamplerWrapper(Endless(), num_replicas=2, rank=1)
+    sampler.set_epoch(7)
+    assert list(islice(iter(sampler), 3)) == [7, 7, 7]
+    with pytest.raises(TypeError):
+        len(sampler)

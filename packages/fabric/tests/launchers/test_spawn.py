@@ -1,7 +1,9 @@
 import dataclasses
 import importlib
+import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -129,6 +131,64 @@ def test_an_unknown_start_method_is_refused():
 def test_only_fork_is_for_notebooks():
     assert _forks().is_interactive_compatible
     assert not SpawnLauncher(LightningEnvironment(), 2).is_interactive_compatible
+
+
+def test_a_fork_after_cuda_was_used_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(ConfigurationError, match=r"after CUDA was used.*Move no tensor to a GPU before"):
+        _forks().launch(os.getpid)
+
+
+def test_what_every_process_imports_is_imported_once_before_a_fork(tmp_path, monkeypatch):
+    (tmp_path / "slow_to_import.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write('x')")
+    monkeypatch.syspath_prepend(tmp_path)
+    launcher = SpawnLauncher(LightningEnvironment(), 2, start_method="fork", preload=["slow_to_import"])
+    assert launcher.launch(lambda: "slow_to_import" in sys.modules)
+    assert (tmp_path / "imported").read_text() == "x"
+    del sys.modules["slow_to_import"]
+
+
+def test_the_server_that_forks_imports_what_every_process_needs(monkeypatch):
+    asked = []
+    context = multiprocessing.get_context("forkserver")
+    monkeypatch.setattr(type(context), "set_forkserver_preload", lambda self, names: asked.append(names))
+    monkeypatch.setattr(type(context), "Process", lambda self, **kwargs: pytest.fail("far enough"))
+    launcher = SpawnLauncher(LightningEnvironment(), 2, start_method="forkserver", preload=["torch._dynamo"])
+    with pytest.raises(pytest.fail.Exception, match="far enough"):
+        launcher.launch(os.getpid)
+    assert asked == [["__main__", "fulmen.fabric.launchers.spawn", "torch._dynamo"]]
+
+
+# Typed line by line at a prompt, where no program can be run again and no function can be imported.
+_TYPED = """
+import torch
+from fulmen.fabric import Fabric
+scale = 10
+def train(fabric, start):
+    total = fabric.all_reduce(torch.tensor(float(start + fabric.global_rank)), reduce_op="sum")
+    return fabric.world_size, scale * total.item()
+
+fabric = Fabric(accelerator="cpu", devices=2)
+print("got", fabric.launch(train, 1))
+try:
+    Fabric(accelerator="cpu", devices=2, strategy="ddp_spawn")
+except ValueError as error:
+    print("refused", error)
+
+"""
+
+
+def test_from_a_prompt_processes_are_forked():
+    done = subprocess.run(
+        [sys.executable, "-i", "-q"],
+        input=_TYPED,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert "got (2, 30.0)" in done.stdout, done.stderr
+    assert "refused Fabric(strategy='ddp_spawn') cannot start processes from an interactive session." in done.stdout
 
 
 _IMPORTABLE = """

@@ -2,12 +2,16 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from fulmen.fabric.precision.base import DefaultDtype, Precision
+from fulmen.fabric.precision.catalog import PRECISIONS
 from fulmen.fabric.precision.double import DoublePrecision
 from fulmen.fabric.precision.half import HalfPrecision
 from fulmen.fabric.precision.mixed import MixedPrecision
+from fulmen.fabric.trees import leaves
 
 _OVERRIDES = {
     "forward_context": lambda self: nullcontext(),
@@ -77,6 +81,47 @@ def test_what_is_held_and_computed_in_which_type(precision, dtype):
     assert output.dtype == computed
     assert precision.convert_output(output).dtype == torch.float32
     assert torch.get_default_dtype() == torch.float32
+
+
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+OTHERS = [torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64]
+leaf = (
+    st.sampled_from([*FLOATS, *OTHERS]).map(lambda dtype: torch.ones(2, dtype=dtype))
+    | st.integers()
+    | st.text(max_size=2)
+    | st.none()
+)
+batch = st.recursive(
+    leaf, lambda item: st.lists(item, max_size=3) | st.dictionaries(st.text(max_size=2), item), max_leaves=5
+)
+
+
+@given(
+    batch,
+    st.sampled_from(
+        [DoublePrecision(), HalfPrecision(), HalfPrecision("bf16-true"), MixedPrecision("16-mixed", "cpu")]
+    ),
+)
+def test_only_what_floats_is_converted_and_nothing_is_changed_in_place(tree, precision):
+    held = {"64-true": torch.float64, "16-true": torch.float16, "bf16-true": torch.bfloat16}
+    before = [(leaf, getattr(leaf, "dtype", None)) for leaf in leaves(tree)]
+    converted, back = precision.convert_input(tree), precision.convert_output(tree)
+    for result, dtype in ((converted, held.get(precision.precision, torch.float32)), (back, torch.float32)):
+        assert type(result) is type(tree)
+        for new, (old, kind) in zip(leaves(result), before, strict=True):
+            if kind in FLOATS:
+                assert new.dtype == dtype
+            else:
+                assert new is old
+    assert [(leaf, getattr(leaf, "dtype", None)) for leaf in leaves(tree)] == before
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_a_name_says_in_which_type_products_are_computed(name):
+    full_name = PRECISIONS[name]
+    kind = type("Named", (Precision,), {"precision": full_name})
+    expected = {"64": torch.float64, "32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16}
+    assert kind().compute_dtype == expected.get(full_name.partition("-")[0], torch.float8_e4m3fn)
 
 
 def test_the_default_type_is_put_back_also_after_errors():

@@ -4,6 +4,7 @@ import torch
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.strategies.catalog import STRATEGY_REGISTRY
 from fulmen.fabric.strategies.ddp import DDPStrategy
+from fulmen.fabric.strategies.dp import DataParallelStrategy
 from fulmen.fabric.strategies.single_device import SingleDeviceStrategy
 
 _START_METHODS = {
@@ -31,7 +32,11 @@ def test_single_device_builds_its_own():
     assert strategy.root_device == torch.device("cpu")
 
 
+def test_dp_builds_its_own():
+    assert type(STRATEGY_REGISTRY.get("dp")()) is DataParallelStrategy
+
+
 def test_these_are_all_names():
-    assert set(STRATEGY_REGISTRY.names()) == {*_START_METHODS, "single_device"}
-    with pytest.raises(ConfigurationError, match="Did you mean 'ddp'"):
+    assert set(STRATEGY_REGISTRY.names()) == {*_START_METHODS, "dp", "fsdp", "fsdp_cpu_offload", "single_device"}
+    with pytest.raises(ConfigurationError, match="Did you mean 'dp' or 'ddp'"):
         STRATEGY_REGISTRY.get("dpp")

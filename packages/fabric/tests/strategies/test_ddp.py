@@ -1,4 +1,6 @@
 import os
+import sys
+from collections import Counter
 from datetime import timedelta
 
 import pytest
@@ -6,14 +8,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
+from fulmen.fabric.collectives.tensors import gather_uneven
 from fulmen.fabric.environments.default import LightningEnvironment
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
+from fulmen.fabric.fabric import Fabric
 from fulmen.fabric.launchers.script import ScriptLauncher
 from fulmen.fabric.launchers.spawn import SpawnLauncher
 from fulmen.fabric.rank_zero import rank_zero_only
 from fulmen.fabric.strategies.capabilities import ShardsAtInit, SkipsGradientSync
-from fulmen.fabric.strategies.ddp import DDPStrategy
+from fulmen.fabric.strategies.ddp import _IMPORTED_BY_DDP, DDPStrategy
 from fulmen.fabric.strategies.single_device import SingleDeviceStrategy
 
 
@@ -55,6 +60,166 @@ def _accumulates_without_exchange(strategy):
     with strategy.no_backward_sync(wrapped, enabled=False):
         wrapped(batch).sum().backward()
     assert module.weight.grad.item() == 1.0  # the mean of 0 + 0 and 1 + 1
+
+
+class Branches(nn.Module):
+    """Uses one of two layers, as the batch says."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(4, 1) for _ in range(2))
+        self.norm = nn.BatchNorm1d(4)  # its buffers are sent round, too
+
+    def forward(self, batch, which):
+        return self.layers[which](self.norm(batch))
+
+
+def _leaves_out_parameters():
+    module = Branches()
+    wrapped = _strategy(find_unused_parameters=True).setup_module(module)
+    for which in (0, 1, 0):
+        module.zero_grad()
+        wrapped(torch.ones(2, 4) * (dist.get_rank() + 1), which).sum().backward()
+        used, unused = module.layers[which], module.layers[1 - which]
+        assert used.bias.grad.item() == 2.0
+        assert unused.bias.grad is None or unused.bias.grad.item() == 0.0
+
+
+def _has_a_static_graph():
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    wrapped = _strategy(static_graph=True, gradient_as_bucket_view=True).setup_module(module)
+    assert wrapped.static_graph
+    for _ in range(3):
+        module.zero_grad()
+        wrapped(torch.full((2, 4), float(dist.get_rank()))).sum().backward()
+        assert module[1].bias.grad.item() == 2.0
+
+
+def _accumulates_over_a_static_graph():
+    strategy = _strategy(static_graph=True)
+    module = nn.Linear(1, 1, bias=False)
+    wrapped = strategy.setup_module(module)
+    for step in range(3):
+        module.zero_grad()
+        for is_last in (False, False, True):
+            with strategy.no_backward_sync(wrapped, enabled=not is_last):
+                wrapped(torch.full((1, 1), float(dist.get_rank()))).sum().backward()
+            if step and not is_last:
+                assert module.weight.grad.item() % 1 == 0.0  # not yet exchanged
+        assert module.weight.grad.item() == 1.5  # the mean of 3 * 0 and 3 * 1
+
+
+def _reduces_by_a_hook():
+    calls = []
+
+    def hook(state, bucket):
+        calls.append(state)
+        future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
+        return future.then(lambda done: done.value()[0] * 10)  # not the mean
+
+    def wrapper(inner):
+        assert inner is hook
+        return lambda state, bucket: inner(f"wrapped {state}", bucket)
+
+    for kwargs, seen in (({}, "state"), ({"ddp_comm_wrapper": wrapper}, "wrapped state")):
+        module = nn.Linear(1, 1, bias=False)
+        wrapped = _strategy(ddp_comm_state="state", ddp_comm_hook=hook, **kwargs).setup_module(module)
+        wrapped(torch.tensor([[dist.get_rank() + 1.0]])).sum().backward()
+        assert module.weight.grad.item() == 30.0
+        assert calls.pop() == seen
+        assert not calls
+
+
+def _collectives(step, num_steps=3):
+    """How often each collective of torch is called in some steps, wherever it is called from."""
+    for _ in range(2):  # the first steps also agree on the order of parameters
+        step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(num_steps):
+            step()
+    found = Counter(event.name for event in profiler.events() if event.name.startswith("c10d::"))
+    assert not any(count % num_steps for count in found.values())
+    return {name: count // num_steps for name, count in found.items()}
+
+
+def _asks_others_no_more_often_than_by_hand():
+    fabric = Fabric(accelerator="cpu", devices=2, strategy=_strategy(bucket_cap_mb=1e-5))
+    fabric.launch(lambda _: None)  # the processes are there already
+    samples = TensorDataset(torch.randn(64, 4))
+
+    def net():
+        return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+    def by_hand():
+        module = DistributedDataParallel(net(), bucket_cap_mb=1e-5)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        sampler = DistributedSampler(samples, num_replicas=2, rank=dist.get_rank())
+        batches = iter(DataLoader(samples, batch_size=4, sampler=sampler))
+
+        def step():
+            optimizer.zero_grad()
+            module(next(batches)[0]).mean().backward()
+            optimizer.step()
+
+        return _collectives(step)
+
+    def with_fabric():
+        module = net()
+        module, optimizer = fabric.setup(module, torch.optim.SGD(module.parameters(), lr=0.1))
+        batches = iter(fabric.setup_dataloaders(DataLoader(samples, batch_size=4, shuffle=True)))
+
+        def step():
+            optimizer.zero_grad()
+            fabric.backward(module(next(batches)[0]).mean())
+            optimizer.step()
+
+        return _collectives(step)
+
+    expected = by_hand()
+    # The gradients in several buckets, and the buffers of the batch norm.
+    assert set(expected) == {"c10d::allreduce_", "c10d::broadcast_"}
+    assert expected["c10d::allreduce_"] > 1
+    assert with_fabric() == expected
+
+
+def _evaluates_each_sample_once():
+    fabric = Fabric(accelerator="cpu", devices=2, strategy=_strategy())
+    fabric.launch(lambda _: None)
+    samples = torch.arange(7.0)
+    lengths = []
+    for loader in (
+        DataLoader(samples, batch_size=2),
+        DataLoader(samples, batch_size=2, shuffle=True),
+        DataLoader(samples, batch_sampler=BatchSampler(range(7), 2, drop_last=False)),
+    ):
+        padded, exact = fabric.setup_dataloaders(loader), fabric.setup_dataloaders(loader, each_sample_once=True)
+        seen = [torch.cat(gather_uneven(torch.cat(list(view)))).tolist() for view in (padded, exact)]
+        assert len(seen[0]) > 7
+        assert sorted(seen[1]) == samples.tolist()
+        lengths.append(len(exact))
+    # Four samples here and three there; or two batches of the user's own sampler each.
+    assert lengths == [2, 2, 2]
+
+
+def _runs_as_asked():
+    strategy = _strategy()
+    strategy.setup_environment()
+    for case in (
+        _leaves_out_parameters,
+        _has_a_static_graph,
+        _accumulates_over_a_static_graph,
+        _reduces_by_a_hook,
+        _asks_others_no_more_often_than_by_hand,
+        _evaluates_each_sample_once,
+    ):
+        case()
+        strategy.barrier(case.__name__)
+    return "done"
+
+
+def test_the_options_of_ddp_do_what_they_say():
+    assert _strategy().launcher.launch(_runs_as_asked) == "done"
 
 
 def _work_of_a_process(strategy, folder):
@@ -128,6 +293,36 @@ def test_wrong_arguments_are_refused_when_it_is_made():
         DDPStrategy(start_method="thread")
     with pytest.raises(ArgumentTypeError, match=r"find_unused_params=True.*find_unused_parameters"):
         DDPStrategy(find_unused_params=True)
+    with pytest.raises(ArgumentTypeError, match=r"ddp_comm_hook='fp16'"):
+        DDPStrategy(ddp_comm_hook="fp16")
+    with pytest.raises(ConfigurationError, match=r"ddp_comm_state=\.\.\.\) has no hook"):
+        DDPStrategy(ddp_comm_state=object())
+    with pytest.raises(ConfigurationError, match=r"ddp_comm_wrapper=\.\.\.\) has no hook"):
+        DDPStrategy(ddp_comm_wrapper=lambda hook: hook)
+    with pytest.raises(ArgumentTypeError, match="timeout=30"):
+        DDPStrategy(timeout=30)
+
+
+@pytest.mark.parametrize("start_method", ["popen", "spawn"])
+@pytest.mark.parametrize("backend", ["gloop", "cpu:gloo,cuda:nckl"])
+def test_an_unknown_backend_is_refused_before_a_process_is_started(start_method, backend):
+    strategy = DDPStrategy(process_group_backend=backend, start_method=start_method)
+    with pytest.raises(ConfigurationError, match=rf"process_group_backend='{backend}' cannot be used.*gloo"):
+        _ = strategy.launcher
+
+
+def test_processes_that_are_forked_find_imported_what_ddp_imports():
+    assert "torch._dynamo" in _IMPORTED_BY_DDP
+    imported = _strategy().launcher.launch(_what_making_ddp_imports)
+    assert [name for name in imported if name.startswith(("torch._dynamo", "sympy"))] == []
+
+
+def _what_making_ddp_imports():
+    strategy = _strategy()
+    strategy.setup_environment()
+    before = set(sys.modules)
+    strategy.setup_module(nn.Linear(1, 1))
+    return sorted(set(sys.modules) - before)
 
 
 def test_arguments_for_ddp_reach_it(monkeypatch):

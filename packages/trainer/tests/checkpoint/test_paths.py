@@ -97,6 +97,9 @@ def test_offers_are_what_callbacks_and_files_say(tmp_path):
     class Ranks:
         best_model_path = "best.ckpt"
 
+        def folder(self, trainer):
+            return str(tmp_path)
+
         def find_last_checkpoints(self, trainer):
             return {str(tmp_path / "last.ckpt"), str(tmp_path / "gone.ckpt")}
 
@@ -104,11 +107,17 @@ def test_offers_are_what_callbacks_and_files_say(tmp_path):
         def path_after_exception(self):
             return str(tmp_path / "failed.ckpt")
 
-    for name, age_s in (("last.ckpt", 100), ("failed.ckpt", 50), ("hpc_ckpt_2.ckpt", 0), ("hpc_ckpt_10.ckpt", 10)):
+    for name, age_s in (
+        ("last.ckpt", 100),
+        ("stopped.ckpt", 70),
+        ("failed.ckpt", 50),
+        ("hpc_ckpt_2.ckpt", 0),
+        ("hpc_ckpt_10.ckpt", 10),
+    ):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (10_000 - age_s, 10_000 - age_s))
     offers = gather_offers([Ranks(), Saves(), object()], root_dir=tmp_path, trainer=None)
     assert list(offers.best) == ["best.ckpt"]
-    assert {os.path.basename(path) for path in offers.last} == {"last.ckpt", "failed.ckpt"}
+    assert {os.path.basename(path) for path in offers.last} == {"last.ckpt", "stopped.ckpt", "failed.ckpt"}
     assert os.path.basename(choose("last", offers).path) == "failed.ckpt"
     assert offers.hpc == str(tmp_path / "hpc_ckpt_10.ckpt")

@@ -2,7 +2,9 @@ import pytest
 
 from fulmen.trainer.connectors.profiler import choose_profiler
 from fulmen.trainer.errors import ArgumentTypeError, ConfigurationError
+from fulmen.trainer.profilers.advanced import AdvancedProfiler
 from fulmen.trainer.profilers.base import PassThroughProfiler
+from fulmen.trainer.profilers.pytorch import PyTorchProfiler
 from fulmen.trainer.profilers.simple import SimpleProfiler
 
 
@@ -10,6 +12,8 @@ def test_a_name_an_object_or_nothing():
     own = SimpleProfiler()
     assert choose_profiler(own) is own
     assert isinstance(choose_profiler("simple"), SimpleProfiler)
+    assert isinstance(choose_profiler("advanced"), AdvancedProfiler)
+    assert isinstance(choose_profiler("pytorch"), PyTorchProfiler)
     assert isinstance(choose_profiler(None), PassThroughProfiler)
 
 

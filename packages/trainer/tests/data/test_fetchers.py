@@ -1,5 +1,6 @@
 import math
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from fulmen.fabric.data.resumable import ResumableLoader
 from fulmen.trainer.data.combine_modes import MODES
 from fulmen.trainer.data.combined_loader import CombinedLoader
 from fulmen.trainer.data.fetchers import Fetcher
+from fulmen.trainer.errors import ConfigurationError
 
 counts = st.integers(0, 8)
 limits = counts | st.just(math.inf)
@@ -153,3 +155,29 @@ def test_letting_go_ends_the_iteration():
     assert not fetcher.is_last
     fetcher.close()
     assert next(fetcher, None) is None
+
+
+@given(counts, limits, st.integers(1, 3), st.sampled_from([list, Unsized]), st.booleans())
+def test_a_step_that_fetches_its_batches_gets_them_all_with_their_indices(length, limit, at_once, source, indexed):
+    heard = []
+    fetcher = Fetcher(source(list(range(length))), limit, indexed=indexed)
+    taken = []
+    for batches in fetcher.items(lambda *item: heard.append(item)):
+        for _ in range(at_once):
+            try:
+                taken.append(next(batches))
+            except StopIteration:
+                break
+        assert batches.batch == taken[-1][0]
+        assert batches.where(False) == (taken[-1][1],)
+        assert batches.where(True) == taken[-1][1:]
+    assert taken == heard == [(item, item, 0) for item in ends(range(length), limit)]
+
+
+def test_a_step_that_takes_no_batch_is_refused():
+    fetcher = Fetcher([1, 2])
+    batches = next(fetcher.items(lambda *item: None))
+    next(batches)
+    batches.check_taken(0, "Model.training_step")
+    with pytest.raises(ConfigurationError, match=r"Model\.training_step\(dataloader_iter\) took no batch"):
+        batches.check_taken(1, "Model.training_step")

@@ -5,6 +5,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from fulmen.trainer.core.callback import Callback
+from fulmen.trainer.data.combined_loader import CombinedLoader
 from fulmen.trainer.demos import BoringModel, RandomDataset, RandomIterableDataset
 
 
@@ -138,3 +139,66 @@ def test_a_batch_goes_where_the_hook_says(quick):
     module = Doubling()
     quick(limit_val_batches=0).fit(module, DataLoader(torch.ones(1, 32)))
     assert torch.equal(module.seen, torch.full((1, 32), 2.0))
+
+
+@pytest.mark.filterwarnings("ignore::fulmen.fabric.rank_zero.PossibleUserWarning")
+def test_a_step_may_fetch_its_batches_itself(quick):
+    class Takes(BoringModel):
+        seen = ()
+
+        def training_step(self, dataloader_iter):
+            taken = [next(dataloader_iter) for _ in range(2)]
+            self.seen += tuple(index for _, index, _ in taken)
+            self.log("loss", 1.0, on_epoch=True)
+            return sum(self.step(batch) for batch, _, _ in taken)
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.seen += (f"end {batch_idx}",)
+
+        def validation_step(self, dataloader_iter):
+            _, index, loader = next(dataloader_iter)
+            self.seen += ((index, loader),)
+
+        def on_validation_batch_end(self, outputs, batch, batch_idx, dataloader_idx=0):
+            self.seen += (f"end {batch_idx} of {dataloader_idx}",)
+
+    module = Takes()
+    trainer = quick()
+    trainer.fit(module, loader(5), [loader(1), loader(2)])  # the fifth batch has no second: the epoch is over
+    assert module.seen[:6] == (0, 1, "end 1", 2, 3, "end 3")
+    assert module.seen[6:] == ((0, 0), "end 0 of 0", (0, 1), "end 0 of 1", (1, 1), "end 1 of 1")
+    assert trainer.global_step == 2
+    assert trainer.fit_loop.counts.batch.total == 4
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("min_size", 2), ("max_size", 3), ("max_size_cycle", 3)])
+def test_loaders_are_combined_in_each_mode(mode, expected, quick):
+    class Sees(BoringModel):
+        batches = ()
+
+        def training_step(self, batch, batch_idx):
+            self.batches += (batch["b"] is None,)
+            return self.step(batch["a"])
+
+    module = Sees()
+    quick(limit_val_batches=0).fit(module, CombinedLoader({"a": loader(3), "b": loader(2)}, mode))
+    assert len(module.batches) == expected
+    assert any(module.batches) == (mode == "max_size")
+
+
+def test_overfitting_sees_the_same_few_batches_in_order(quick):
+    class Sees(BoringModel):
+        batches = ()
+
+        def training_step(self, batch, batch_idx):
+            self.batches += (batch[0, 0].item(),)
+            return self.step(batch)
+
+        def validation_step(self, batch, batch_idx):
+            self.batches += (f"val {batch[0, 0].item()}",)
+
+    rows = torch.arange(6.0)[:, None].expand(6, 32)
+    module = Sees()
+    with pytest.warns(UserWarning, match="switches off the shuffling"):
+        quick(overfit_batches=2, max_epochs=2).fit(module, DataLoader(rows, shuffle=True), DataLoader(rows))
+    assert module.batches == (0.0, 1.0, "val 0.0", "val 1.0") * 2

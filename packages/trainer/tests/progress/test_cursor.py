@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from fulmen.trainer.progress.cursor import Cursor, Position, Tally
 from fulmen.trainer.progress.phase import Phase
 
-VERBS = ["ready", "started", "processed", "completed", "skip", "abandon", "begin_round"]
+VERBS = ["ready", "started", "processed", "completed", "skip", "pass_over", "begin", "finish", "abandon", "begin_round"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,12 @@ class Model:
                 return replace(self, phase=Phase.IDLE, units=(*self.units, "done"))
             case ("skip", Phase.READY):
                 return replace(self, phase=Phase.IDLE, units=(*self.units, "skipped"))
+            case ("begin", Phase.IDLE):
+                return replace(self, phase=Phase.STARTED)
+            case ("finish", Phase.STARTED):
+                return replace(self, phase=Phase.IDLE, units=(*self.units, "done"))
+            case ("pass_over", Phase.STARTED):
+                return replace(self, units=(*self.units, "passed over"))
             case ("abandon", _):
                 return replace(self, phase=Phase.IDLE)
             case ("begin_round", _):

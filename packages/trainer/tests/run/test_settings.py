@@ -1,5 +1,6 @@
 import math
 import re
+from dataclasses import fields
 from datetime import timedelta
 
 import pytest
@@ -20,7 +21,7 @@ anything = st.one_of(
     st.lists(st.integers(), max_size=1),
     st.dictionaries(st.sampled_from(["minutes", "x"]), st.integers(-1, 2) | st.floats(), max_size=1),
 )
-names = [name for name in Settings.__slots__ if name not in ("default_root_dir", "val_check_time")]
+names = [field.name for field in fields(Settings) if field.init and field.name != "default_root_dir"]
 flags = st.dictionaries(st.sampled_from(names), anything, max_size=3)
 
 

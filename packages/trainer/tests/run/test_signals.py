@@ -27,7 +27,7 @@ def test_the_first_signal_is_the_one_that_ends_the_run(numbers):
     with pytest.raises(InterruptedBySignal) as caught, signals.listening():  # noqa: PT012  # what raises is the block
         for number in numbers:
             os.kill(os.getpid(), number)
-        signals.raise_if_caught()
+        signals.finish()
     assert signals.caught == caught.value.signum == numbers[0]
     assert caught.value.code == 128 + numbers[0]
 
@@ -47,7 +47,7 @@ def test_the_users_handler_is_called_too():
     with pytest.raises(InterruptedBySignal), signals.listening():  # noqa: PT012  # what raises is the block
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.caught
-        signals.raise_if_caught()
+        signals.finish()
     assert heard == [signal.SIGTERM]
 
 
@@ -72,7 +72,7 @@ def test_a_new_run_listens_anew():
     signals = Signals()
     signals.caught = signal.SIGTERM
     with signals.listening():
-        signals.raise_if_caught()
+        signals.finish()
 
 
 def test_outside_the_main_thread_nothing_is_caught_and_all_goes_on():

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulmen.trainer.run.state import RunState
-from fulmen.trainer.stages import Stage, Status
+from fulmen.trainer.stages import EntryPoint, Stage, Status
 
 
 @given(st.lists(st.sampled_from(Stage), max_size=5), st.none() | st.integers(0, 4))
@@ -43,3 +43,20 @@ def test_a_run_has_stopped_when_it_has_ended_in_whatever_way(status, finished, s
     state = RunState()
     state.status = status
     assert (state.finished, state.stopped) == (finished, stopped)
+
+
+@given(st.lists(st.sampled_from([None, *Stage]), max_size=5), st.lists(st.sampled_from(Stage), max_size=3))
+def test_a_stage_that_is_set_holds_until_the_one_around_it_is_left(changes, stages):
+    state = RunState(stage=Stage.TRAIN)
+    for stage in stages:
+        with state.inside(stage):
+            for change in changes:
+                state.stage = change
+                assert state.stage == change or change is None
+        assert state.stage is Stage.TRAIN or None in changes
+    assert RunState().stage is None
+
+
+def test_a_state_can_be_built_as_it_is():
+    state = RunState(Status.RUNNING, EntryPoint.FIT, Stage.VALIDATE)
+    assert (state.status, state.fn, state.stage) == (Status.RUNNING, EntryPoint.FIT, Stage.VALIDATE)

@@ -96,7 +96,7 @@ def test_a_scaled_loss_gives_scaled_gradients_and_a_true_step(overrides):
     weight = strategy.lightning_module.layer.weight
     before = weight.detach().clone()
     optimizer = torch.optim.SGD(strategy.lightning_module.parameters(), lr=0.5)
-    strategy.setup_optimizers([optimizer], [])
+    strategy.take_optimizers([optimizer], [])
     strategy.backward(strategy.lightning_module.layer(torch.ones(1, 4)).sum(), optimizer)
     assert weight.grad.tolist() == [[8.0] * 4]
     strategy.clip_gradients(optimizer, 0.5, "value")
@@ -141,7 +141,7 @@ def test_a_closure_reaches_the_optimizer():
 def test_state_goes_to_a_checkpoint_and_back(tmp_path):
     strategy = bound()
     optimizer = torch.optim.Adam(strategy.lightning_module.parameters())
-    strategy.setup_optimizers([optimizer], [])
+    strategy.take_optimizers([optimizer], [])
     strategy.backward(strategy.training_step(torch.ones(1, 4)), optimizer)
     strategy.optimizer_step(optimizer)
     path = tmp_path / "a.ckpt"
@@ -152,7 +152,7 @@ def test_state_goes_to_a_checkpoint_and_back(tmp_path):
     strategy.save_checkpoint(checkpoint, path)
     other = bound()
     fresh = torch.optim.Adam(other.lightning_module.parameters())
-    other.setup_optimizers([fresh], [])
+    other.take_optimizers([fresh], [])
     loaded = other.load_checkpoint(path)
     other.load_model_state_dict(loaded)
     other.load_optimizer_state_dict(loaded)
@@ -160,7 +160,7 @@ def test_state_goes_to_a_checkpoint_and_back(tmp_path):
     weight = other.lightning_module.layer.weight
     assert torch.equal(fresh.state[weight]["exp_avg"], next(iter(optimizer.state.values()))["exp_avg"])
     assert fresh.state[weight]["step"].item() == 1
-    other.setup_optimizers([fresh, fresh], [])
+    other.take_optimizers([fresh, fresh], [])
     with pytest.raises(ConfigurationError, match="states of 1 optimizers, and the module has 2"):
         other.load_optimizer_state_dict(loaded)
     other.remove_checkpoint(path)

@@ -137,6 +137,7 @@ def work(rank, port, folder):
         strategy.training_step(batch, 0)
     strategy.backward(strategy.training_step(batch, 0), None)
     seen["after failure"] = gradients(strategy.lightning_module)
+    strategy.teardown()
 
     frozen = Model()
     frozen.requires_grad_(False)

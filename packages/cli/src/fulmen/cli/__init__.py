@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fulmen.cli.parser import LightningArgumentParser as LightningArgumentParser
     from fulmen.cli.parser import instantiate_module as instantiate_module
     from fulmen.cli.save_config import SaveConfigCallback as SaveConfigCallback
+    from fulmen.cli.subcommands import Subcommand as Subcommand
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "OptimizerCallable",
     "ReduceLROnPlateau",
     "SaveConfigCallback",
+    "Subcommand",
     "instantiate_class",
     "instantiate_module",
 ]
@@ -48,6 +50,7 @@ __getattr__, __dir__ = lazy_face(
         "OptimizerCallable": "fulmen.cli.optimizers",
         "ReduceLROnPlateau": "fulmen.cli.optimizers",
         "SaveConfigCallback": "fulmen.cli.save_config",
+        "Subcommand": "fulmen.cli.subcommands",
         "instantiate_class": "fulmen.cli.instantiate",
         "instantiate_module": "fulmen.cli.parser",
     },

@@ -1,19 +1,21 @@
-"""LightningCLI: a command line for any module, datamodule and trainer; and `main`, the command `lightning-cli`."""
+"""LightningCLI: a command line for any module, datamodule and trainer."""
 
 import os
 import random
 import sys
 import warnings
-from argparse import SUPPRESS
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Union
 
 from jsonargparse import Namespace
 from torch.optim import Optimizer
 
-from fulmen.cli.config_files import import_folders
+from fulmen.cli.checkpoint_arguments import OPTION as CKPT_PATH
+from fulmen.cli.checkpoint_arguments import mentions_checkpoint, offer
+from fulmen.cli.environment import variable_of
+from fulmen.cli.faults import fault_in_class
 from fulmen.cli.instantiate import HyperparametersGiver
-from fulmen.cli.newest_run import NAMES, resolve
+from fulmen.cli.newest_run import NAMES, find, resolve
 from fulmen.cli.optimizers import (
     LRSchedulerTypeUnion,
     as_description,
@@ -22,10 +24,8 @@ from fulmen.cli.optimizers import (
     use_in,
 )
 from fulmen.cli.parser import LightningArgumentParser, returned_class
-from fulmen.cli.report import report
 from fulmen.cli.save_config import SaveConfigCallback
-from fulmen.fabric.errors import CheckpointError, MisconfigurationException
-from fulmen.fabric.optional_packages import require
+from fulmen.cli.subcommands import InstalledSubcommands, first_line
 from fulmen.fabric.rank_zero import rank_zero_info, rank_zero_warn
 from fulmen.fabric.seeding import max_seed_value, seed_everything
 from fulmen.trainer.core.callback import Callback
@@ -35,7 +35,6 @@ from fulmen.trainer.trainer import Trainer
 
 ArgsType = Union[list[str], dict[str, Any], Namespace, None]  # noqa: UP007  # a public name
 
-_CURVES = "curves"
 _SEEDS = ("FULMEN_GLOBAL_SEED", "PL_GLOBAL_SEED")
 
 
@@ -97,6 +96,7 @@ class LightningCLI:
         self.config_init = Namespace()  # type: ignore[no-untyped-call]
         self.config_dump: dict[str, Any] = {}
         self.subcommand: str | None = None
+        self._added: Mapping[str, Any] = {}
 
         names = self.subcommands() if run else {}
         of_subcommands = {name: self.parser_kwargs[name] for name in names if name in self.parser_kwargs}
@@ -125,22 +125,35 @@ class LightningCLI:
             subparser_kwargs: Arguments of the parser of each subcommand.
         """
         self.parser = self.init_parser(**main_kwargs)
+        prefix = self.parser.env_prefix if main_kwargs.get("default_env") is not False else None
+        self.parser.variable_prefix = prefix if isinstance(prefix, str) else None
         self._subparsers: dict[str, LightningArgumentParser] = {}
         if not add_subcommands:
             self._add_arguments(self.parser)
             return
+        built_in = self.subcommands()
+        if self._first_argument() not in built_in:  # looking for others takes a while
+            self._added = self.added_subcommands()
         action = self.parser.add_subcommands()
-        for name, hidden in self.subcommands().items():
-            # Sixty options in brackets would fill a screen before the help begins.
-            subparser = self.init_parser(**{"usage": "%(prog)s [options]", **subparser_kwargs.get(name, {})})
-            if self._may_run(name, main_kwargs):
+        for name in (*built_in, *self._added):
+            may_run = self._may_run(name, main_kwargs)
+            described = getattr(self._trainer_type(), name) if name in built_in else None
+            text = first_line(described) if described is not None else self._describe_added(name)
+            subparser = self.init_parser(**{"description": text, **subparser_kwargs.get(name, {})})
+            subparser.variable_prefix = prefix = self.parser.variable_prefix
+            if prefix is not None:
+                of_one = variable_of("trainer.max_epochs", prefix=prefix, subcommand=name)
+                of_all = variable_of("trainer.max_epochs", prefix=prefix)
+                subparser.epilogue = (
+                    f"In the environment, {of_one}=3 is --trainer.max_epochs=3 for {name}, and {of_all}=3 is that"
+                    " for every subcommand. Configs and arguments win over it."
+                )
+            if may_run:
                 # Reading the signatures of a trainer takes a while: only for what may be run.
                 self._add_arguments(subparser)
-                subparser.method_arguments = subparser.add_method_arguments(
-                    self._trainer_type(), name, skip=set(hidden), as_group=False
-                )
+                self._add_own_arguments(subparser, name)
             self._subparsers[name] = subparser
-            action.add_subcommand(name, subparser, help=_first_line(getattr(self._trainer_type(), name)))
+            action.add_subcommand(name, subparser, help=text)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser that knows `--config` and nothing else yet."""
@@ -184,6 +197,10 @@ class LightningCLI:
             "predict": evaluation,
         }
 
+    def added_subcommands(self) -> Mapping[str, Any]:
+        """Further subcommands by name, see `fulmen.cli.subcommands`: those of installed packages; {} for none."""
+        return InstalledSubcommands(taken=self.subcommands())
+
     @staticmethod
     def link_optimizers_and_lr_schedulers(parser: LightningArgumentParser) -> None:
         """Hand optimizers and schedulers on to the arguments of the model that they are linked to."""
@@ -200,6 +217,28 @@ class LightningCLI:
                 parser.add_lr_scheduler_args()
         self.link_optimizers_and_lr_schedulers(parser)
 
+    def _add_own_arguments(self, parser: LightningArgumentParser, name: str) -> None:
+        """What one subcommand takes beside trainer, model and data."""
+        before = {action.dest for action in parser._actions}
+        built_in = self.subcommands()
+        method = name if name in built_in else getattr(self._added[name], "like", None)
+        if method is not None:
+            parser.add_method_arguments(self._trainer_type(), method, skip=set(built_in[method]), as_group=False)
+        if name not in built_in:
+            self._added[name].add_arguments(parser)
+        parser.method_arguments = [action.dest for action in parser._actions if action.dest not in before]
+
+    def _describe_added(self, name: str) -> str:
+        if isinstance(self._added, InstalledSubcommands):
+            return self._added.describe(name)
+        return first_line(self._added[name])
+
+    def _first_argument(self) -> Any:
+        arguments = sys.argv[1:] if self._args is None else self._args
+        if isinstance(arguments, list):
+            return arguments[0] if arguments else None
+        return arguments.get("subcommand")
+
     def _may_run(self, name: str, main_kwargs: Mapping[str, Any]) -> bool:
         """May this subcommand be the one? If in doubt, yes."""
         if main_kwargs.get("default_env") or main_kwargs.get("default_config_files"):
@@ -207,8 +246,9 @@ class LightningCLI:
         arguments = sys.argv[1:] if self._args is None else self._args
         if not isinstance(arguments, list) or not arguments:
             return not isinstance(arguments, list)
-        # Anything else before the subcommand may be a file for several subcommands.
-        return arguments[0] == name if arguments[0] in (*self.subcommands(), "-h", "--help") else True
+        if arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
+            return True  # perhaps a file for several subcommands
+        return arguments[0] == name
 
     def _trainer_type(self) -> Any:
         return self.trainer_class if isinstance(self.trainer_class, type) else returned_class(self.trainer_class)
@@ -221,9 +261,24 @@ class LightningCLI:
                 " program are not read. Leave args out to read them."
             )
         if isinstance(args, (dict, Namespace)):
+            self._offer_hyperparameters(Namespace(args) if isinstance(args, dict) else args)  # type: ignore[no-untyped-call]
             self.config = parser.parse_object(args)
-        else:
-            self.config = parser.parse_args(args)
+            return
+        arguments = sys.argv[1:] if args is None else args
+        if mentions_checkpoint(arguments, os.environ):
+            self._offer_hyperparameters(parser.given(arguments))
+        self.config = parser.parse_args(arguments)
+
+    def _offer_hyperparameters(self, given: Namespace) -> None:
+        """What a checkpoint says about the model becomes the defaults of its arguments."""
+        subcommand = given.get("subcommand")
+        section = given if subcommand is None else given.get(subcommand) or Namespace()  # type: ignore[no-untyped-call]
+        path = section.get(CKPT_PATH)
+        if path in NAMES:
+            path = find(path, section.get("trainer"), self.trainer_defaults, self.trainer_class)
+        if path is not None:
+            parser = self.parser if subcommand is None else self._subparsers[subcommand]
+            offer(parser, str(path), section.get("model"), is_fixed=not self.subclass_mode_model)
 
     # ---- objects
 
@@ -234,7 +289,11 @@ class LightningCLI:
         """Make `datamodule`, `model` and `trainer`."""
         parser = self._parser_of_run()
         self.config_dump = _as_data(parser, self._part(self.config))
-        self.config_init = self.parser.instantiate(self.config, instantiators=self._instantiators())
+        try:
+            self.config_init = self.parser.instantiate(self.config, instantiators=self._instantiators())
+        except Exception as error:
+            # jsonargparse calls an error in a class one of its type, and says so in many lines.
+            raise fault_in_class(error) or error from None
         made = self._part(self.config_init)
         self.datamodule = made.get("data")
         self.model = made["model"]
@@ -269,11 +328,15 @@ class LightningCLI:
             *extra,
             *_as_list(self.trainer_defaults.get("callbacks")),
         ]
-        if self.save_config_callback is not None and not arguments.get("fast_dev_run"):
+        if self.save_config_callback is not None and self._saves_config() and not arguments.get("fast_dev_run"):
             callbacks.append(
                 self.save_config_callback(self._parser_of_run(), self._part(self.config), **self.save_config_kwargs)
             )
         return self.trainer_class(**{**arguments, "callbacks": callbacks})
+
+    def _saves_config(self) -> bool:
+        added = self._added.get(self.subcommand) if self.subcommand is not None else None
+        return added is None or bool(getattr(added, "saves_config", False))
 
     def _instantiators(self) -> list[tuple[Any, Any, bool]]:
         if not self._keeps_hparams:
@@ -319,72 +382,30 @@ class LightningCLI:
     # ---- run
 
     def _run(self, subcommand: str) -> None:
-        getattr(self, f"before_{subcommand}", _nothing)()
+        name = subcommand.replace("-", "_")
+        getattr(self, f"before_{name}", _nothing)()
         arguments = self._run_arguments(subcommand)
-        getattr(self, subcommand, getattr(self.trainer, subcommand))(**arguments)
-        getattr(self, f"after_{subcommand}", _nothing)()
+        own = getattr(self, name, None)
+        if subcommand not in self._added:
+            run = own or getattr(self.trainer, subcommand)
+            data = {} if self.datamodule is None else {"datamodule": self.datamodule}
+            run(**arguments, model=self.model, **data)
+        elif own is not None:
+            own(**arguments)
+        else:
+            self._added[subcommand].run(self, **arguments)
+        getattr(self, f"after_{name}", _nothing)()
 
     def _run_arguments(self, subcommand: str) -> dict[str, Any]:
         made = self._part(self.config_init)
-        parameters = self._subparsers[subcommand].method_arguments
-        arguments = {name: made[name] for name in parameters}
-        asked = arguments.get("ckpt_path")
+        arguments = {name: made[name] for name in self._subparsers[subcommand].method_arguments}
+        asked = arguments.get(CKPT_PATH)
         if asked in NAMES:
             found = resolve(self.trainer, asked, subcommand=subcommand)
             if found is not None:
                 rank_zero_info(f"--ckpt_path {asked} of the newest run: {found}")
-                arguments["ckpt_path"] = found
-        arguments["model"] = self.model
-        if self.datamodule is not None:
-            arguments["datamodule"] = self.datamodule
+                arguments[CKPT_PATH] = found
         return arguments
-
-
-class Command(LightningCLI):
-    """The command `lightning-cli`: any module and data, and a word at the end about where everything is."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add `--curves`."""
-        # Suppressed: it belongs to this command, and a saved config must be good for every LightningCLI.
-        parser.add_argument(
-            f"--{_CURVES}",
-            type=bool,
-            default=SUPPRESS,
-            help="Draw the curves of a fit into its folder; by default if matplotlib is installed.",
-        )
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Make `self.config` of the arguments."""
-        super().parse_arguments(parser, args)
-        self._curves: bool | None = self.config[self.config["subcommand"]].pop(_CURVES, None)
-        if self._curves:
-            require("matplotlib", purpose=f"--{_CURVES} draws with it")
-
-    def after_fit(self) -> None:
-        """Say where the results are."""
-        text = report(self.trainer, curves=self._curves)
-        if text:
-            print(text)
-
-
-def main(args: list[str] | None = None) -> None:
-    """The command `lightning-cli`.
-
-    Modules in the current folder can be named, and those beside a config file. What is installed wins over the latter.
-
-    Args:
-        args: The arguments; None: those of the program.
-    """
-    arguments = sys.argv[1:] if args is None else args
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    sys.path.extend(folder for folder in import_folders(arguments) if folder not in sys.path)
-    try:
-        Command(args=args)
-    except (MisconfigurationException, CheckpointError) as error:
-        # They tell what to do; where in our code they were raised helps nobody.
-        print(f"lightning-cli: error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 def _random_seed() -> int:
@@ -408,10 +429,6 @@ def _as_data(parser: LightningArgumentParser, config: Namespace) -> dict[str, An
         text = parser.dump(config, skip_link_targets=False, skip_unset=False, skip_validation=True)
     data: dict[str, Any] = yaml.safe_load(text)
     return data
-
-
-def _first_line(function: Callable[..., Any]) -> str:
-    return (function.__doc__ or "").strip().partition("\n")[0]
 
 
 def _as_list(value: Any) -> list[Any]:

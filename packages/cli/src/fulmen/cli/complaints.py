@@ -18,8 +18,12 @@ class Kind(Enum):
     NO_VALUE = auto()  # an option at the end, without its value
     NO_FILE = auto()
     NO_YAML = auto()
+    NO_KEYS = auto()  # a file of something else than keys with values
     NO_CLASS = auto()  # a class path that leads nowhere
     WRONG_CLASS = auto()  # a class that is not derived from the one it must be
+    UNTYPED = auto()  # a class for an argument whose type asks for none
+    INTERPOLATION = auto()  # ${...} that leads nowhere
+    LINKED = auto()  # a value for what is taken from elsewhere
     WRONG_TYPE = auto()
     OTHER = auto()
 
@@ -52,11 +56,21 @@ class Complaint:
         return ".".join(filter(None, [*self.keys, self.name if self.kind is Kind.UNKNOWN_KEY else ""]))
 
 
+class RefusedClassError(Exception):
+    """A class must not stand where it stands; `complaint` tells which, and where."""
+
+    def __init__(self, complaint: Complaint) -> None:
+        super().__init__(complaint.text)
+        self.complaint = complaint
+
+
 _KEY = re.compile(r'\s*Parser key "([^"]+)"[^:\n]*:\s*(.*)', re.DOTALL)
 _CLASS = re.compile(r"Problem with given class_path '([^']+)':$")
 _NESTED = re.compile(r"NestedArg\(key='([^']+)'")
 _SUBTYPES = re.compile(r"Subtypes: \[(.*)\]\n")
 _VALUE = re.compile(r"(?:Given value:|Got value:) (.*)", re.DOTALL)
+_IN_FILE = re.compile(r"Unable to load config '[^']*'\n\s*- (Parser key \".*)", re.DOTALL)
+_DATA = ("int", "float", "bool", "str", "Literal")
 _RULES = (
     (Kind.UNKNOWN_FLAG, re.compile(r"unrecognized arguments: (?P<name>.*)", re.DOTALL)),
     (Kind.UNKNOWN_COMMAND, re.compile(r"argument subcommand: invalid choice: '?(?P<name>[^' ]*)'?")),
@@ -66,11 +80,14 @@ _RULES = (
     (Kind.UNKNOWN_KEY, re.compile(r"Subcommand '[^']+' does not accept option '(?P<name>[^']+)'")),
     (Kind.UNKNOWN_KEY, re.compile(r"Option '(?P<name>[^']+)' is not accepted")),
     (Kind.MISSING, re.compile(r"the following arguments are required: (?P<name>[^\n]*)")),
+    (Kind.NO_KEYS, re.compile(r"Unexpected config: ?(?P<name>.*)", re.DOTALL)),
     (Kind.NO_YAML, re.compile(r"Problems parsing config: (?P<name>.*)", re.DOTALL)),
     (Kind.NO_FILE, re.compile(r"(?:File|Path) (?:does not exist|is not readable)[^']*'(?P<name>[^']+)'")),
     (Kind.NO_CLASS, re.compile(r"No module named '(?P<name>[^']+)'")),
     (Kind.NO_CLASS, re.compile(r"module '[^']+' has no attribute '(?P<name>[^']+)'")),
     (Kind.NO_CLASS, re.compile(r"Expected a dot import path string: (?P<name>[^\n]+)")),
+    (Kind.INTERPOLATION, re.compile(r"^Interpolation: (?P<name>.*)", re.DOTALL)),
+    (Kind.LINKED, re.compile(r"Linked \"(?P<name>[^\"]+)\" must be given via \"(?P<wanted>[^\"]+)\"")),
     (Kind.WRONG_CLASS, re.compile(r"does not correspond to a subclass of (?P<wanted>[^\n]+)")),
 )
 
@@ -82,6 +99,8 @@ def read_complaint(message: str) -> Complaint:
 
 def _read(text: str, so_far: Complaint) -> Complaint:
     so_far = replace(so_far, text=text.strip())
+    if match := _IN_FILE.search(text):  # of one group: its keys are named from the top
+        return _read(match[1], replace(so_far, keys=()))
     if match := _KEY.match(text):
         so_far = replace(so_far, keys=(*so_far.keys, *match[1].split(".")))
         text = match[2]
@@ -100,6 +119,8 @@ def _read(text: str, so_far: Complaint) -> Complaint:
         return replace(so_far, kind=Kind.UNKNOWN_KEY, name=match[1])
     for kind, pattern in _RULES:
         if match := pattern.search(text):
+            if kind is Kind.NO_CLASS and _may_be_data(text, so_far.value or ""):
+                break
             named = match.groupdict()
             keys = (*so_far.keys, *(named.get("group") or "").split(".")) if named.get("group") else so_far.keys
             wanted = (named["wanted"].strip(),) if "wanted" in named else ()
@@ -108,6 +129,13 @@ def _read(text: str, so_far: Complaint) -> Complaint:
     if types:
         return replace(so_far, kind=Kind.WRONG_TYPE, wanted=types)
     return replace(so_far, text=text.strip())
+
+
+def _may_be_data(text: str, value: str) -> bool:
+    """Is a class only one of the things that are asked for, and is the value no name of a class?"""
+    subtypes = _SUBTYPES.search(text)
+    asks = subtypes is not None and any(f"'{name}'" in subtypes[1] or f".{name}[" in subtypes[1] for name in _DATA)
+    return asks and "." not in value and not value[:1].isupper()
 
 
 def _wanted(text: str) -> tuple[str, ...]:

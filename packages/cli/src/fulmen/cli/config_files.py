@@ -1,32 +1,44 @@
-"""The config files among the arguments of a command: which, where, and on which line a key stands."""
+"""The config files among the arguments of a command: which, where, what is in them, and on which line a key stands."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
+
+from fulmen.fabric.filesystem import exists, get_filesystem, is_dir, is_local, local_path
 
 _EXTENSIONS = (".yaml", ".yml", ".json")
 _OPTIONS = ("-c", "--config")
 
 
-def config_files(arguments: Sequence[str]) -> list[Path]:
+def config_files(arguments: Sequence[str]) -> list[str]:
     """The files that are named by `--config`, in order, whether or not they are there."""
-    found: list[Path] = []
+    found: list[str] = []
     for index, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         if option in _OPTIONS and equals:
-            found.append(Path(value))
+            found.append(value)
         elif argument in _OPTIONS and index + 1 < len(arguments):
-            found.append(Path(arguments[index + 1]))
+            found.append(arguments[index + 1])
     return found
 
 
 def import_folders(arguments: Sequence[str]) -> list[str]:
     """The folders of the config files: classes that a config names may lie beside it."""
-    folders = (str(path.parent.absolute()) for path in config_files(arguments) if path.is_file())
-    return list(dict.fromkeys(folders))
+    files = [path for path in config_files(arguments) if is_local(path) and os.path.isfile(local_path(path))]
+    return list(dict.fromkeys(os.path.dirname(os.path.abspath(local_path(path))) for path in files))
+
+
+def read_config(text: str) -> Any:
+    """What a file holds, or what `text` itself says as YAML; None if neither can be read."""
+    import yaml
+
+    try:
+        return yaml.safe_load(_content(text) if _is_file(text) else text)
+    except (OSError, ValueError, ImportError, yaml.YAMLError):
+        return None
 
 
 def locate(keys: Sequence[str], arguments: Sequence[str]) -> str | None:
@@ -36,47 +48,101 @@ def locate(keys: Sequence[str], arguments: Sequence[str]) -> str | None:
         keys: The way down from the level of a subcommand.
         arguments: Of the command; of several files, the last one wins.
     """
-    for path in reversed(list(_all_files(arguments))):
-        line = _line(path, keys)
-        if line is not None:
-            return f"{path}, line {line}"
+    for path, group in reversed(list(_grouped_files(arguments))):
+        if list(keys[: len(group)]) == group:
+            line = _line(path, keys[len(group) :])
+            if line is not None:
+                return f"{path}, line {line}"
     return None
 
 
-def yaml_problem(arguments: Sequence[str]) -> tuple[Path, str] | None:
+def yaml_problem(arguments: Sequence[str]) -> tuple[str, str] | None:
     """The config file that is no YAML, and what is wrong in it: "line 3: ..."."""
     import yaml
 
     for path in _all_files(arguments):
         try:
-            yaml.compose(path.read_text(encoding="utf-8"))
+            # Not safe_load alone: it stops at tags only when it builds.
+            yaml.safe_load(_content(path))
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             return path, f"line {mark.line + 1}: {error.problem}" if mark else str(error.problem)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             return path, str(error)
-        except OSError:
+        except (OSError, ImportError):
             continue
     return None
 
 
-def _all_files(arguments: Iterable[str]) -> Iterator[Path]:
-    """Every file with a config's extension: `--model model.yaml` reads one too."""
-    arguments = list(arguments)
+def has_reference(arguments: Sequence[str]) -> bool:
+    """Is there a `${...}` among the arguments, or in one of their files?"""
+    if any("${" in argument for argument in arguments):
+        return True
+    for path in _all_files(arguments):
+        with suppress(OSError, ValueError, ImportError):
+            if "${" in _content(path):
+                return True
+    return False
+
+
+def saved_in(arguments: Sequence[str]) -> str | None:
+    """The folder in which the run was started that saved one of the config files, if it says so."""
+    for path in reversed(list(_all_files(arguments))):
+        try:
+            lines = _content(path).splitlines()
+        except (OSError, ValueError, ImportError):
+            continue
+        for line in lines:
+            if line.startswith(ORIGIN):
+                return line.removeprefix(ORIGIN)
+            if not line.startswith("#"):
+                break
+    return None
+
+
+# How a saved config begins the line that says where the run was started.
+ORIGIN = "# in "
+
+
+def _all_files(arguments: Sequence[str]) -> list[str]:
+    return [path for path, _ in _grouped_files(arguments)]
+
+
+def _grouped_files(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Every file with a config's extension, and whose keys are in it: `--model model.yaml` has those below `model`."""
     seen = set(config_files(arguments))
-    yield from (path for path in config_files(arguments) if path.is_file())
-    for argument in arguments:
-        path = Path(argument.partition("=")[2] or argument)
-        if path.suffix in _EXTENSIONS and path not in seen and os.path.isfile(path):
-            yield path
+    yield from ((path, []) for path in config_files(arguments) if _is_file(path))
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option, _, path = argument.partition("=") if argument.startswith("-") else (before, "", argument)
+        if path.endswith(_EXTENSIONS) and path not in seen and _is_file(path):
+            yield path, option.lstrip("-").split(".") if option.startswith("-") else []
 
 
-def _line(path: Path, keys: Sequence[str]) -> int | None:
+def _is_file(path: str) -> bool:
+    if path.lstrip().startswith(("{", "[")) or "\n" in path:
+        return False
+    try:
+        if is_local(path):
+            return os.path.isfile(local_path(path))
+        return exists(path) and not is_dir(path)
+    except (OSError, ValueError, ImportError):  # a text that is no path; a file system that is not installed
+        return False
+
+
+def _content(path: str) -> str:
+    if is_local(path):
+        with open(local_path(path), encoding="utf-8") as file:
+            return file.read()
+    with get_filesystem(path).open(path, "r", encoding="utf-8") as remote:
+        return str(remote.read())
+
+
+def _line(path: str, keys: Sequence[str]) -> int | None:
     import yaml
 
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        node = yaml.compose(_content(path))
+    except (OSError, ValueError, ImportError, yaml.YAMLError):
         return None
     line: int | None = None
     found: tuple[int, Any] | None

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import inspect
 import os
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 from typing import Any, NoReturn
 
-from fulmen.cli.complaints import Complaint, Kind, read_complaint
-from fulmen.cli.config_files import locate, yaml_problem
+from fulmen.cli.class_sources import classes_in, has_module
+from fulmen.cli.complaints import Complaint, Kind, RefusedClassError, read_complaint
+from fulmen.cli.config_files import config_files, locate, saved_in, yaml_problem
+from fulmen.cli.faults import fault_in_module, fault_of
+from fulmen.cli.help import known_classes
+from fulmen.fabric.filesystem import is_local
+from fulmen.fabric.optional_packages import is_installed
 from fulmen.fabric.rank_zero import rank_zero_only
 
 # Values that make sense to show in full.
@@ -34,14 +36,16 @@ def explain(parser: Any, message: str, error: Exception | None) -> NoReturn:
         SystemExit: With code 2; 1 if a module of the user cannot be imported, whose traceback is shown.
     """
     parser = getattr(error, "subcommand_parser", None) or parser
-    complaint = read_complaint(message)
+    complaint = error.complaint if isinstance(error, RefusedClassError) else read_complaint(message)
+    fault = fault_in_module(error)
+    if fault is None and complaint.kind is Kind.NO_CLASS and not isinstance(error, RefusedClassError):
+        fault = fault_of(complaint.class_path or "")
     if rank_zero_only.rank == 0:
-        fault = _fault_in_module(complaint)
         if fault is not None:
             traceback.print_exception(fault)
-            sys.exit(1)
-        print(f"{_program(parser)}: error: {_Words(parser, complaint).say()}", file=sys.stderr)
-    sys.exit(2)
+        else:
+            print(f"{_program(parser)}: error: {_Words(parser, complaint).say()}", file=sys.stderr)
+    sys.exit(2 if fault is None else 1)
 
 
 class _Words:
@@ -77,10 +81,18 @@ class _Words:
                 return self._no_file()
             case Kind.NO_YAML:
                 return self._no_yaml()
+            case Kind.NO_KEYS:
+                return self._no_keys()
             case Kind.NO_CLASS:
                 return self._no_class()
             case Kind.WRONG_CLASS:
                 return self._wrong_class()
+            case Kind.UNTYPED:
+                return self._untyped()
+            case Kind.LINKED:
+                return self._linked()
+            case Kind.INTERPOLATION:
+                return self._interpolation()
             case Kind.WRONG_TYPE:
                 return self._wrong_type()
         what = _one_line(self.complaint.text).rstrip(".")
@@ -88,6 +100,13 @@ class _Words:
 
     def _unknown_flag(self) -> str:
         first = self.complaint.name.split()[0].partition("=")[0]
+        variable = next((one.variable for one in self.parser.settings if f"--{one.option}" == first), None)
+        if variable is not None:
+            near = _nearest(first.lstrip("-"), self._option_names())
+            return (
+                f"The environment variable {variable} sets {first}, which is unknown. `{self.program}` has no option of"
+                f" this name. {f'Did you mean that of --{near}?' if near else self._help()}"
+            )
         if not first.startswith("-"):
             return (
                 f"{first!r} was not expected here. Every argument has a name, and this one stands where no value is"
@@ -116,6 +135,13 @@ class _Words:
                 )
             return f"{where} is unknown. {why}. {f'Did you mean {near}?' if near else self._help()}"
         path = self.complaint.path
+        if "is abstract" in self.complaint.text:
+            group = ".".join(self.complaint.keys)
+            known = self._known_classes()
+            return (
+                f"{where} came before a class was chosen. It is an argument of the class that --{group} names."
+                f" Name that first: --{group} {known[0] if known else 'CLASS'}."
+            )
         near = _nearest(path, self._option_names())
         group = path.rpartition(".")[0] or "The config"
         return (
@@ -151,8 +177,13 @@ class _Words:
                 command, name = f"{self.program.split()[0]} {head}", rest
             flags.append(f"--{name}")
         example = _EXAMPLES.get(flags[0], "VALUE")
+        why = "There is no default that would make sense"
+        of_checkpoint = next((one.model_of_checkpoint for one in self._parsers() if one.model_of_checkpoint), None)
+        if flags[0] == "--model" and of_checkpoint is not None:
+            example = of_checkpoint
+            why = f"The checkpoint is of {example}, and what a file names is not imported by itself"
         return (
-            f"`{command}` lacks {_listed(flags)}. There is no default that would make sense."
+            f"`{command}` lacks {_listed(flags)}. {why}."
             f" Pass {flags[0]} {example}, or a file that sets it: --config config.yaml."
         )
 
@@ -164,6 +195,11 @@ class _Words:
 
     def _no_file(self) -> str:
         path = self.complaint.name
+        if not is_local(path):
+            missing = not is_installed("fsspec")
+            why = "fsspec, which reads remote files, is not installed" if missing else "fsspec found no file there"
+            advice = "Install it with `python -m pip install fsspec`" if missing else "Check the address"
+            return f"The file {path!r} cannot be read. {why}. {advice}."
         folder = os.path.dirname(path) or "."
         try:
             there = sorted(name for name in os.listdir(folder) if name.endswith((".yaml", ".yml")))
@@ -176,11 +212,26 @@ class _Words:
     def _no_yaml(self) -> str:
         found = yaml_problem(self.all_arguments)
         if found is None:
-            return f"A config is no YAML: {_one_line(self.complaint.name)}. It could not be read. Correct it."
+            return (
+                f"A config is no YAML: {_one_line(self.complaint.name).rstrip('.')}. It could not be read. Correct it."
+            )
         path, problem = found
+        if "tag" in problem:
+            return (
+                f"The config file {path!r} has a tag that is not read: {problem}. Tags build objects, and a config"
+                " builds only what types ask for. Write plain values, or a class_path with init_args."
+            )
         return (
             f"The config file {str(path)!r} is no YAML. In {problem}."
             " Correct it; often a colon lacks its space, or a bracket its end."
+        )
+
+    def _no_keys(self) -> str:
+        files = config_files(self.all_arguments)
+        holds = "is empty" if not self.complaint.name.strip() else "has no keys"
+        return (
+            f"The config file {files[-1] if files else 'that was given'!r} {holds}. A config is a mapping of keys to"
+            " values, as `trainer: {max_epochs: 3}`. Write one, or leave the file out."
         )
 
     def _no_class(self) -> str:
@@ -188,18 +239,21 @@ class _Words:
         where = f"{self._where(self.complaint.keys)} names {given!r}, which cannot be found"
         module, _, name = given.rpartition(".")
         if not module:
+            near = _nearest(given, self._known_classes())
             return (
                 f"{where}. No class of that name is known here: a short name works for those of Fulmen and torch."
-                f" Write the whole path, as my_module.{given or 'MyClass'}."
+                f" {f'Did you mean {near}?' if near else f'Write the whole path, as my_module.{given}.'}"
             )
-        found = _imported_part(module)
-        if found is not None and found.__name__ == module:
-            own = [key for key, value in vars(found).items() if inspect.isclass(value) and value.__module__ == module]
+        if has_module(module):
+            own = classes_in(module)
             near = _nearest(name, own)
             advice = f"Did you mean {module}.{near}?" if near else f"Its classes are: {_listed(own) or 'none'}."
+            return f"{where}. The module {module} has no class {name}. {advice}"
+        folder = saved_in(self.all_arguments)
+        if folder is not None and os.path.realpath(folder) != os.path.realpath(os.getcwd()):
             return (
-                f"{where}. The module {module} ({getattr(found, '__file__', None) or 'built in'}) has no {name}."
-                f" {advice}"
+                f"{where}. There is no module {module!r} here, and the config was saved by a run in {folder!r}."
+                " Start the command there, or install the module."
             )
         return (
             f"{where}. There is no module {module!r} among the installed ones, in the current folder, or beside the"
@@ -215,9 +269,42 @@ class _Words:
             f" from it can be used there. Write `class {short}({base})`, or name another class."
         )
 
+    def _untyped(self) -> str:
+        keys = self.complaint.keys
+        return (
+            f"{self._where(keys)} names the class {self.complaint.class_path!r}. The argument {keys[-1]} has no type"
+            " that asks for an object, and only a type says what a config may build. Annotate it, as"
+            f" `{keys[-1]}: torch.nn.Module`; or as `dict` to be given the description itself, for instantiate_class."
+        )
+
+    def _linked(self) -> str:
+        flag = f"--{self._flag(self.complaint.name)}"
+        return (
+            f"{flag} cannot be given. Its value is taken from {self.complaint.wanted[0]}, to which it is linked."
+            f" Give that, and leave {flag} out."
+        )
+
+    def _interpolation(self) -> str:
+        return (
+            f"A ${{...}} in the configuration leads nowhere: {self._reference()}. It must be the"
+            " path of another key, from the level of the subcommand: ${trainer.max_epochs}, ${model.init_args.width}."
+            " Correct it."
+        )
+
+    def _reference(self) -> str:
+        lines = self.complaint.name.splitlines()
+        keys = [line.partition(":")[2].strip() for line in lines if line.strip().startswith("full_key:")]
+        said = lines[0].partition(" (resolved")[0].rstrip(".")
+        return f"{said}, at {keys[0]}" if keys else said
+
     def _wrong_type(self) -> str:
         value = _shortened(self.complaint.value or "")
         wanted = self.complaint.wanted
+        if "${" in value and not is_installed("omegaconf"):
+            return (
+                f"{self._where(self.complaint.keys)} is {value}. Such references are read by omegaconf, which is not"
+                " installed. Install it with `python -m pip install omegaconf`, or write the value itself."
+            )
         choice = " or ".join(wanted) if len(wanted) <= 3 else f"one of {', '.join(wanted)}"
         where = self._where(self.complaint.keys)
         place = "it" if where.startswith("--") else "the file"
@@ -232,6 +319,9 @@ class _Words:
         """The flag, or the key with its file and line."""
         flag = f"--{self._flag('.'.join(keys))}"
         spelled = {flag, f"--{'.'.join(keys)}"}
+        for setting in reversed(self.parser.settings):
+            if f"--{setting.option}" in spelled:
+                return f"{flag}, set by {setting.variable} in the environment,"
         if any(argument.partition("=")[0].rstrip("+") in spelled for argument in self.all_arguments):
             return flag
         keys = list(keys)
@@ -248,10 +338,19 @@ class _Words:
         groups = {name.split(".")[0] for name in names if "." in name}
         return sorted(name for name in names | groups if name.split(".")[-1] not in ("help", "print_config"))
 
+    def _known_classes(self) -> list[str]:
+        option = self._flag(".".join(self.complaint.keys))
+        actions = [action for action in self.parser._actions if action.dest == option]
+        return [name for action in actions for name in known_classes(action, getattr(action, "_typehint", None))]
+
     def _commands(self) -> list[str]:
         root = getattr(self.parser, "parent_parser", None) or self.parser
         action = root._subcommands_action
-        return list(action.choices) if action is not None else []
+        return [*(action.choices if action is not None else ()), *root.further_commands]
+
+    def _parsers(self) -> list[Any]:
+        action = self.parser._subcommands_action
+        return [self.parser, *(action.choices.values() if action is not None else ())]
 
     def _is_root(self) -> bool:
         return self.parser._subcommands_action is not None
@@ -292,47 +391,8 @@ def _argument_names(class_path: str) -> list[str]:
 
     module, _, name = class_path.rpartition(".")
     try:
-        cls = getattr(importlib.import_module(module), name)
+        cls = getattr(sys.modules[module], name)
         added: list[str] = ArgumentParser().add_class_arguments(cls, fail_untyped=False)
     except Exception:  # it is only for the advice
         return []
     return [argument for argument in added if "." not in argument]
-
-
-def _imported_part(module: str) -> Any:
-    """The module, or the nearest package above it that there is."""
-    while module:
-        if module in sys.modules:
-            return sys.modules[module]
-        module = module.rpartition(".")[0]
-    return None
-
-
-def _fault_in_module(complaint: Complaint) -> BaseException | None:
-    """What the user's own module raised when it was imported, without frames of ours; None if it is not that."""
-    candidates = (complaint.class_path, complaint.value, complaint.name)
-    for class_path in candidates:
-        module = (class_path or "").rpartition(".")[0]
-        if not module or not all(part.isidentifier() for part in module.split(".")):
-            continue
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
-                continue  # it is the module itself that is not there
-            return _without_ours(error)
-        except Exception as error:
-            return _without_ours(error)
-    return None
-
-
-def _without_ours(error: BaseException) -> BaseException:
-    trace: TracebackType | None = error.__traceback__
-    while trace is not None and _is_machinery(trace.tb_frame.f_code.co_filename):
-        trace = trace.tb_next
-    error.__suppress_context__ = True
-    return error.with_traceback(trace)
-
-
-def _is_machinery(filename: str) -> bool:
-    return filename.startswith("<frozen importlib") or filename == __file__ or f"{os.sep}importlib{os.sep}" in filename

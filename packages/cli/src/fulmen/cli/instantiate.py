@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from fulmen.fabric.errors import ConfigurationError
+from fulmen.trainer.core.hparams import INSTANTIATOR_KEY as INSTANTIATOR_KEY
 from fulmen.trainer.core.hparams import given_hyperparameters
 
 ModuleT = TypeVar("ModuleT")

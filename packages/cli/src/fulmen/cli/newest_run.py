@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fulmen.cli.parser import LightningArgumentParser
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.filesystem import join, list_dir
 from fulmen.trainer.callbacks.model_checkpoint import ModelCheckpoint
@@ -9,6 +14,38 @@ from fulmen.trainer.checkpoint.kept import best_in, last_in, newest_folder
 from fulmen.trainer.trainer import Trainer
 
 NAMES = ("best", "last")
+# What says where runs are kept.
+_DECIDING = ("logger", "callbacks", "default_root_dir", "fast_dev_run", "enable_checkpointing", "barebones")
+
+
+def find(asked: str, given: Any, defaults: Mapping[str, Any], trainer_class: Callable[..., Trainer]) -> str | None:
+    """The file that `asked` stands for, before there is a trainer; None if that cannot be told yet.
+
+    Args:
+        asked: "best" or "last".
+        given: What the user gave for the arguments of the trainer; None if nothing.
+        defaults: Other defaults for them.
+        trainer_class: For its own defaults.
+    """
+    parameters = inspect.signature(trainer_class).parameters
+    own = {name: parameters[name].default for name in _DECIDING if name in parameters}
+    wanted = {name: given[name] for name in _DECIDING if given is not None and name in given}
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(Trainer, "trainer")
+    try:
+        made = parser.instantiate(parser.parse_object({"trainer": wanted}))["trainer"]
+        arguments = {
+            **{name: value for name, value in own.items() if value is not inspect.Parameter.empty},
+            **{name: defaults[name] for name in _DECIDING if name in defaults},
+            **{name: made[name] for name in wanted},
+        }
+        added = [arguments.get("callbacks"), defaults.get("callbacks") if "callbacks" in wanted else None]
+        callbacks = [one for part in added for one in (part if isinstance(part, (list, tuple)) else [part])]
+        arguments["callbacks"] = [one for one in callbacks if isinstance(one, ModelCheckpoint)]
+        # Nothing runs on it: it need not have the devices that the run will have.
+        return resolve(Trainer(**{**arguments, "accelerator": "cpu", "devices": 1}), asked, subcommand="")
+    except Exception:  # whatever is wrong is said when the trainer itself is built
+        return None
 
 
 def resolve(trainer: Trainer, asked: str, *, subcommand: str) -> str | None:

@@ -1,6 +1,5 @@
 """Optimizers and schedulers named on the command line: their types, and how a model comes to use them."""
 
-import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from types import MethodType
@@ -105,9 +104,8 @@ def use_in(
         made = instantiate_class(parameters, optimizer)
         return configure(self, made, instantiate_class(made, scheduler) if scheduler is not None else None)
 
-    # Only this object: other models of the class keep theirs.
-    configured = functools.update_wrapper(configure_optimizers, type(module).configure_optimizers)
-    module.configure_optimizers = MethodType(configured, module)  # type: ignore[method-assign]
+    # Only this object: other models of the class keep theirs. It wraps nothing, or it would count as not overridden.
+    module.configure_optimizers = MethodType(configure_optimizers, module)  # type: ignore[method-assign]
 
 
 def put_together(optimizer: Optimizer, scheduler: Any = None) -> Any:

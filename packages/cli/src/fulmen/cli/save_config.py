@@ -1,6 +1,9 @@
 """The full configuration of a run, saved beside its results."""
 
+import importlib
+import importlib.metadata
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -8,12 +11,15 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from fulmen.cli.config_files import ORIGIN
 from fulmen.cli.parser import LightningArgumentParser
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.filesystem import atomic_open, exists, get_filesystem, is_local, join, local_path, make_dirs
 from fulmen.trainer._typing import Trainer
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
+
+_CLASS_PATH = re.compile(r"class_path: ['\"]?(\w+)\.")
 
 
 class SaveConfigCallback(Callback):
@@ -73,25 +79,40 @@ class SaveConfigCallback(Callback):
         return None
 
     def _write(self, log_dir: str) -> str:
-        text = self.parser.dump(self.config, skip_unset=False)
-        header, newline, body = text.partition("\n")
-        text = header + newline + "".join(f"{line}\n" for line in _origin()) + body
+        body = _without_comments(self.parser.dump(self.config, skip_unset=False))
+        header = "".join(f"# {line}\n" for line in (*_versions(body), *_origin()))
+        text = header + body
         path = join(log_dir, self.config_filename)
         if not self.overwrite:
             path = _free(path, text)
         make_dirs(log_dir)
-        if self.multifile and is_local(path):
+        # A numbered one holds all: the files beside the first one are not to be written over.
+        if self.multifile and is_local(path) and path == join(log_dir, self.config_filename):
+            # It writes the files that are named in the configuration, and this one without the header.
             self.parser.save(self.config, local_path(path), skip_unset=False, overwrite=True, multifile=True)
-        else:
-            with atomic_open(path, "w") as file:
-                file.write(text)
+            text = header + _without_comments(_read(path))
+        with atomic_open(path, "w") as file:
+            file.write(text)
         return path
 
 
+def _versions(body: str) -> list[str]:
+    """What the run was made with: `fulmen.trainer==0.1.0`; the first line is the one that programs look at."""
+    named = {match[1] for match in _CLASS_PATH.finditer(body)} - {"fulmen", "torch"}
+    modules = ["fulmen.trainer", "fulmen.fabric", "fulmen.cli", "torch", *sorted(named)]
+    versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in modules}
+    versions |= {"jsonargparse": importlib.metadata.version("jsonargparse"), "python": sys.version.split()[0]}
+    return [f"{name}=={version}" for name, version in versions.items() if version is not None]
+
+
 def _origin() -> list[str]:
-    """Comments: how and where the run was started."""
+    """How and where the run was started."""
     command = shlex.join([os.path.basename(sys.argv[0] or "python"), *sys.argv[1:]])
-    return [f"# {line}" for line in (*command.splitlines(), f"in {Path.cwd()}")]
+    return [*command.splitlines(), f"{ORIGIN.removeprefix('# ')}{Path.cwd()}"]
+
+
+def _without_comments(text: str) -> str:
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#"))
 
 
 def _free(path: str, text: str) -> str:
@@ -105,7 +126,7 @@ def _free(path: str, text: str) -> str:
 
 
 def _configuration(text: str) -> Any:
-    return [line for line in text.splitlines() if not line.startswith("#")]
+    return _without_comments(text)
 
 
 def _read(path: str) -> str:

@@ -6,7 +6,6 @@ you chose. The loop stays yours.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -19,11 +18,26 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from fulmen.fabric.accelerators.base import Accelerator
+from fulmen.fabric.checks import (
+    check_callbacks,
+    check_clipping,
+    check_differentiable,
+    check_hook_name,
+    check_launchable,
+    check_loggers,
+    check_metrics,
+    check_path,
+    check_raw,
+    check_source,
+    check_state,
+    warn_about_strangers,
+)
 from fulmen.fabric.data.resumable import ResumableLoader
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, NotLaunchedError
 from fulmen.fabric.launchers.script import ScriptLauncher
 from fulmen.fabric.loggers.base import Logger
 from fulmen.fabric.rank_zero import rank_zero_warn
+from fulmen.fabric.run_flags import is_run_by_command, resolve
 from fulmen.fabric.seeding import run_seed, seed_everything
 from fulmen.fabric.selection import Plugin, select
 from fulmen.fabric.strategies.base import Strategy
@@ -85,26 +99,32 @@ class Fabric:
         Raises:
             MisconfigurationException: The arguments contradict each other or the machine; see `selection.select`.
         """
-        selection = select(
-            accelerator=accelerator,
-            strategy=strategy,
-            devices=devices,
-            num_nodes=num_nodes,
-            precision=precision,
-            plugins=plugins,
-            caller=type(self).__name__,
-        )
+        flags = {
+            "accelerator": accelerator,
+            "strategy": strategy,
+            "devices": devices,
+            "num_nodes": num_nodes,
+            "precision": precision,
+        }
+        caller = type(self).__name__
+        selection = select(**resolve(flags, caller), plugins=plugins, caller=caller)
         self._strategy = selection.strategy
         self._accelerator = selection.accelerator
         self._precision = selection.precision
+        check_callbacks(_as_list(callbacks), caller)
+        check_loggers(_as_list(loggers), caller)
         self._callbacks: list[Any] = _as_list(callbacks)
         self._loggers: list[Logger] = _as_list(loggers)
+        self._unheard_hooks: set[str] = set()
         self._is_launched = False
         self._backward_is_plain = not overrides_backward(self._strategy)
         if type(self).run is not Fabric.run:
             # A subclass that brings its own run() is launched by calling it.
             # The function of the class: a bound method would be pickled by its name, and found here again.
             self.__dict__["run"] = partial(self._launch, partial(type(self).run, self))
+        if is_run_by_command() and isinstance(self._strategy.launcher, ScriptLauncher | None):
+            # Whoever starts a script by the command need not call `launch`.
+            self._launch(_do_nothing)
 
     @property
     def accelerator(self) -> Accelerator:
@@ -181,16 +201,7 @@ class Fabric:
         Raises:
             ArgumentTypeError: `function` cannot be called so, or is needed and not given.
         """
-        if not callable(function):
-            raise ArgumentTypeError(
-                f"fabric.launch({function!r}) got a {type(function).__name__}. It needs a function to call."
-                " Pass the function itself, as in `fabric.launch(train)`, not what it returns."
-            )
-        if not _takes_an_argument(function):
-            raise ArgumentTypeError(
-                f"fabric.launch({getattr(function, '__name__', function)}) got a function without parameters."
-                " It is called with the Fabric object first. Write `def train(fabric): ...`."
-            )
+        check_launchable(function)
         launcher = self._strategy.launcher
         if function is _do_nothing and launcher is not None and not isinstance(launcher, ScriptLauncher):
             raise ArgumentTypeError(
@@ -242,6 +253,7 @@ class Fabric:
         self._check_launched("setup")
         check_wrappable("setup", nn.Module, module)
         check_wrappable("setup", Optimizable, *optimizers)
+        warn_about_strangers(module, optimizers)
         original = self._precision.convert_module(unwrap_compiled(module))
         if move_to_device:
             self.to_device(original)
@@ -292,13 +304,20 @@ class Fabric:
         return wrapped[0] if len(wrapped) == 1 else wrapped
 
     def setup_dataloaders(
-        self, *dataloaders: DataLoader[Any], use_distributed_sampler: bool = True, move_to_device: bool = True
+        self,
+        *dataloaders: DataLoader[Any],
+        use_distributed_sampler: bool = True,
+        move_to_device: bool = True,
+        each_sample_once: bool = False,
     ) -> Any:
         """Set up loaders: one comes back as it is, several as a list.
 
         Args:
             use_distributed_sampler: Give each process its own share of the samples.
             move_to_device: Move each batch to the device.
+            each_sample_once: Where samples do not go round, some processes read one more, instead of all processes
+                some twice. For exact evaluation: a loop over such shares must not communicate at each step. Gather the
+                results afterwards with `collectives.gather_uneven`.
         """
         self._check_launched("setup_dataloaders")
         if not dataloaders:
@@ -307,14 +326,18 @@ class Fabric:
                 " Pass at least one, as in `fabric.setup_dataloaders(loader)`."
             )
         check_wrappable("setup_dataloaders", DataLoader, *dataloaders)
-        wrapped = [self._setup_dataloader(one, use_distributed_sampler, move_to_device) for one in dataloaders]
+        wrapped = [
+            self._setup_dataloader(one, use_distributed_sampler, move_to_device, repeats=not each_sample_once)
+            for one in dataloaders
+        ]
         return wrapped[0] if len(wrapped) == 1 else wrapped
 
-    def _setup_dataloader(self, dataloader: Any, shard: bool, moves: bool) -> FabricDataLoader:
-        world_size = self._strategy.world_size if shard else 1
-        rank = self._strategy.global_rank if shard else 0
+    def _setup_dataloader(self, dataloader: Any, shard: bool, moves: bool, *, repeats: bool) -> FabricDataLoader:
+        sharing = (self._strategy.distributed_sampler_kwargs if shard else None) or {"num_replicas": 1, "rank": 0}
         processed = self._strategy.process_dataloader(dataloader)
-        view = ResumableLoader(processed, rank=rank, world_size=world_size, seed=run_seed())
+        view = ResumableLoader(
+            processed, rank=sharing["rank"], world_size=sharing["num_replicas"], repeats=repeats, seed=run_seed()
+        )
         return FabricDataLoader(view, self.device if moves else None)
 
     def backward(self, tensor: Tensor, *args: Any, model: FabricModule | None = None, **kwargs: Any) -> None:
@@ -329,8 +352,13 @@ class Fabric:
                 " Pass the loss as a tensor, not its `.item()`."
             )
         if self._backward_is_plain:
-            tensor.backward(*args, **kwargs)
+            try:
+                tensor.backward(*args, **kwargs)
+            except RuntimeError:
+                check_differentiable(tensor)
+                raise
             return
+        check_differentiable(tensor)
         module = None if model is None else cast(nn.Module, unwrap(model))
         with backward_through_strategy():
             self._strategy.backward(tensor, module, *args, **kwargs)
@@ -349,11 +377,7 @@ class Fabric:
         Returns:
             The norm before clipping, with `max_norm`.
         """
-        if (clip_val is None) == (max_norm is None):
-            raise ConfigurationError(
-                f"fabric.clip_gradients(clip_val={clip_val!r}, max_norm={max_norm!r}) does not say how to clip."
-                " `clip_val` limits each value and `max_norm` their norm. Pass one of them."
-            )
+        check_clipping(unwrap(module), unwrap(optimizer), clip_val, max_norm)
         if clip_val is not None:
             self._strategy.clip_gradients_value(unwrap(module), unwrap(optimizer), clip_val=clip_val)
             return None
@@ -407,6 +431,7 @@ class Fabric:
     def broadcast(self, obj: T, src: int = 0) -> T:
         """The object that process `src` has."""
         self._check_launched("broadcast")
+        check_source(src, self.world_size)
         return self._strategy.broadcast(obj, src=src)
 
     def all_gather(self, data: Any, group: CollectibleGroup | None = None, sync_grads: bool = False) -> Any:
@@ -467,11 +492,8 @@ class Fabric:
         Args:
             filter: For keys of `state`, a function of name and value that says what of it is saved.
         """
-        if not isinstance(state, dict):
-            raise ArgumentTypeError(
-                f"fabric.save(state={type(state).__name__}(...)) got no dictionary. A file holds values by their names."
-                " Pass a dict, as in {'model': model}."
-            )
+        check_path(path, "save")
+        check_state(state, "save")
         unwrapped = {name: unwrap(value) for name, value in state.items()}
         self._strategy.save_checkpoint(path=path, state=unwrapped, filter=filter)
         self.barrier()
@@ -489,6 +511,9 @@ class Fabric:
         Returns:
             What is in the file besides; all of it without `state`.
         """
+        check_path(path, "load")
+        if state is not None:
+            check_state(state, "load")
         unwrapped = None if state is None else {name: unwrap(value) for name, value in state.items()}
         rest = self._strategy.load_checkpoint(path=path, state=unwrapped, strict=strict, weights_only=weights_only)
         self.barrier()
@@ -502,6 +527,8 @@ class Fabric:
         self, path: str | Path, obj: nn.Module | Optimizer, strict: bool = True, *, weights_only: bool | None = None
     ) -> None:
         """Load a file that holds one bare state dict, into a module or an optimizer."""
+        check_path(path, "load_raw")
+        check_raw(unwrap(obj))
         self._strategy.load_checkpoint(path=path, state=unwrap(obj), strict=strict, weights_only=weights_only)
         self.barrier()
 
@@ -511,6 +538,7 @@ class Fabric:
 
     def log_dict(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Send metrics to all loggers; tensors become numbers."""
+        check_metrics(metrics)
         if self._loggers:
             scalars = convert_to_scalars(metrics)
             for logger in self._loggers:
@@ -518,15 +546,22 @@ class Fabric:
 
     def call(self, hook_name: str, *args: Any, **kwargs: Any) -> None:
         """Call a method of this name on all callbacks that have it."""
+        is_heard = hook_name in self._unheard_hooks
         for callback in self._callbacks:
             hook = getattr(callback, hook_name, None)
+            if hook is None:
+                continue
+            is_heard = True
             if callable(hook):
                 hook(*args, **kwargs)
-            elif hook is not None:
+            else:
                 rank_zero_warn(
                     f"fabric.call({hook_name!r}) skipped {type(callback).__name__}: its attribute of this name is a"
                     f" {type(hook).__name__} and cannot be called. Make it a method, or rename it."
                 )
+        if not is_heard:  # a name that nobody listens to is nothing wrong, and one with a typing error is
+            check_hook_name(hook_name, self._callbacks)
+            self._unheard_hooks.add(hook_name)
 
     @staticmethod
     def seed_everything(seed: int | None = None, workers: bool | None = None, verbose: bool = True) -> int:
@@ -538,11 +573,3 @@ def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _takes_an_argument(function: Callable[..., Any]) -> bool:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # some functions written in C do not say
-        return True
-    return any(one.kind is not one.KEYWORD_ONLY and one.kind is not one.VAR_KEYWORD for one in parameters)

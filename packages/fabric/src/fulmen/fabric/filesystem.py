@@ -5,7 +5,10 @@ Local paths go through `os`, and fsspec is loaded only for what has a protocol (
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -21,6 +24,12 @@ if TYPE_CHECKING:
     from fsspec.spec import AbstractFileSystem
 
 _LOCAL_PROTOCOLS = ("file://", "local://")
+# Here an upload is visible while it grows; elsewhere, when it is complete.
+_RENAMING_PROTOCOLS = ("sftp://", "ssh://", "ftp://", "smb://", "hdfs://", "webhdfs://")
+# In the names of temporary files: a process number means nothing on another machine.
+THIS_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+# What is on its way to a remote path, in the folder for temporary files.
+UPLOAD_NAME = "fulmen-upload"
 
 
 def is_local(path: PathLike) -> bool:
@@ -130,17 +139,33 @@ def atomic_open(path: PathLike, mode: str = "wb", **kwargs: Any) -> Iterator[IO[
             yield file
         return
     # Uploads of an object store are atomic, and begin here only when everything is there.
-    handle, temporary = tempfile.mkstemp(prefix="fulmen-upload-")
+    temporary = temporary_beside(Path(tempfile.gettempdir(), UPLOAD_NAME))
     try:
-        with os.fdopen(handle, mode, **kwargs) as file:
+        with open(temporary, mode.replace("w", "x"), **kwargs) as file:
             yield file
-        filesystem = get_filesystem(path)
-        folder = os.fspath(path).rpartition("/")[0]
+        _upload(temporary, os.fspath(path))
+    finally:
+        with suppress(FileNotFoundError):
+            os.remove(temporary)
+
+
+def _upload(file: Path, path: str) -> None:
+    filesystem = get_filesystem(path)
+    folder, _, name = path.rpartition("/")
+    try:
         if not folder.endswith(":/"):
             filesystem.makedirs(folder, exist_ok=True)
-        filesystem.put_file(temporary, os.fspath(path))
-    finally:
-        os.remove(temporary)
+        if path.startswith(_RENAMING_PROTOCOLS):
+            aside = join(folder, temporary_beside(Path(name)).name)
+            filesystem.put_file(str(file), aside)
+            filesystem.mv(aside, path)
+        else:
+            filesystem.put_file(str(file), path)
+    except OSError:
+        raise
+    except Exception as error:
+        # What clients of object stores raise is of no family.
+        raise OSError(errno.EIO, f"the upload failed ({type(error).__name__}: {error})", path) from error
 
 
 @contextmanager
@@ -164,7 +189,7 @@ def temporary_beside(path: Path) -> Path:
     """A name in the same folder (so that a rename is atomic), hidden, and of no other process or thread."""
     # File names end at 255 bytes; what is added here takes less than 40.
     name = path.name.encode()[:200].decode(errors="ignore")
-    return path.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{name}.{os.getpid()}-{THIS_HOST}{secrets.token_hex(4)}.tmp")
 
 
 def sync_dir(folder: PathLike) -> None:

@@ -46,6 +46,8 @@ class Registry(Generic[T]):
     ) -> T | Callable[[T], T]:
         """Register `value` under `name`; without a value, return a decorator that does.
 
+        The value may also be given by the kind of the registry: `register("abacus", accelerator=Abacus)`.
+
         Raises:
             ConfigurationError: If the name is empty or no string, or is taken and `override` is not given.
         """
@@ -59,6 +61,8 @@ class Registry(Generic[T]):
                 f"register({name!r}, ...) names a {self.kind} that is registered already."
                 f" It stands for {self._entries[name].value!r}. Choose another name, or pass override=True."
             )
+        if value is None:
+            value = preset.pop(self.kind, None)
         if value is None:
 
             def decorate(value: T) -> T:

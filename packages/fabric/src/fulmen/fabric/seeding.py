@@ -154,7 +154,7 @@ def pl_worker_init_function(worker_id: int, rank: int | None = None) -> None:
 
 
 def collect_rng_state(include_cuda: bool = True) -> dict[str, Any]:
-    """The state of the global generators: Python, numpy and CUDA if in use, torch.
+    """The state of the global generators: Python, torch, and where they are in use numpy, CUDA and MPS.
 
     Made of tensors, lists, numbers and strings: `torch.load(weights_only=True)` takes it.
     """
@@ -171,6 +171,8 @@ def collect_rng_state(include_cuda: bool = True) -> dict[str, Any]:
     # Asking for the state would initialise CUDA, and a process that has done so cannot fork any more.
     if include_cuda and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
@@ -189,6 +191,8 @@ def restore_rng_state(state: dict[str, Any]) -> None:
     if state.get("cuda") and torch.cuda.device_count() > 0:
         for index, generator in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
             torch.cuda.set_rng_state(generator.cpu(), index)
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"].cpu())
 
 
 def _as_list(numbers: Any) -> list[int]:

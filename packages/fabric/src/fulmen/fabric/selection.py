@@ -6,7 +6,6 @@ process is started and no device is touched.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,11 +14,17 @@ from typing import Any, TypeAlias
 import torch
 
 from fulmen.fabric.accelerators.base import Accelerator
-from fulmen.fabric.accelerators.catalog import ACCELERATOR_REGISTRY, available_accelerators, best_available, best_gpu
+from fulmen.fabric.accelerators.catalog import (
+    ACCELERATOR_REGISTRY,
+    accelerator_for,
+    available_accelerators,
+    best_available,
+    best_gpu,
+    device_type,
+)
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
 from fulmen.fabric.environments.base import ClusterEnvironment
-from fulmen.fabric.environments.default import LightningEnvironment
-from fulmen.fabric.environments.torchelastic import TorchElasticEnvironment
+from fulmen.fabric.environments.catalog import detect_environment
 from fulmen.fabric.errors import (
     ArgumentTypeError,
     ConfigurationError,
@@ -29,36 +34,18 @@ from fulmen.fabric.errors import (
 )
 from fulmen.fabric.optional_packages import is_installed
 from fulmen.fabric.precision.base import Precision
-from fulmen.fabric.precision.double import DoublePrecision
-from fulmen.fabric.precision.half import HalfPrecision
-from fulmen.fabric.precision.mixed import MixedPrecision
+from fulmen.fabric.precision.catalog import make_precision, precision_name
+from fulmen.fabric.precision.fsdp import FSDPPrecision
 from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.fabric.registry import Registry
 from fulmen.fabric.strategies.base import Strategy
 from fulmen.fabric.strategies.catalog import STRATEGY_REGISTRY
+from fulmen.fabric.strategies.dp import DataParallelStrategy
+from fulmen.fabric.strategies.fsdp import FSDPStrategy
 from fulmen.fabric.strategies.parallel import ParallelStrategy
 from fulmen.fabric.strategies.single_device import SingleDeviceStrategy
 
 Plugin: TypeAlias = Precision | ClusterEnvironment | CheckpointIO
-
-# What may be written for each precision; the values are the full names.
-PRECISIONS: dict[str, str] = {
-    "64-true": "64-true",
-    "32-true": "32-true",
-    "16-true": "16-true",
-    "16-mixed": "16-mixed",
-    "bf16-true": "bf16-true",
-    "bf16-mixed": "bf16-mixed",
-    "transformer-engine": "transformer-engine",
-    "transformer-engine-float16": "transformer-engine-float16",
-    "64": "64-true",
-    "32": "32-true",
-    "16": "16-mixed",
-    "bf16": "bf16-mixed",
-}
-
-# Names that need a package; the parts themselves may not be registered without it.
-_PACKAGES = {"tpu": "torch_xla", "xla": "torch_xla", "single_xla": "torch_xla", "deepspeed": "deepspeed"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +102,7 @@ def select(
     _check_strategy_flag(strategy, registry, caller)
     given = _sort_plugins(plugins, caller)
     _check_given_once(accelerator, strategy, precision, given, caller)
-    precision_name = None if given.precision else _precision_name(precision, caller)
+    wanted = None if given.precision else precision_name(precision, caller)
 
     chosen = _choose_accelerator(accelerator, strategy, caller)
     environment = _choose_environment(strategy, given)
@@ -124,7 +111,9 @@ def select(
         strategy if isinstance(strategy, Strategy) else _build_strategy(strategy, on_node, num_nodes, registry, caller)
     )
     _check_strategy_fits(built, chosen, on_node, strategy, caller)
-    if environment.creates_processes_externally:
+    if isinstance(built, DataParallelStrategy):
+        _check_one_process(environment, num_nodes, caller)
+    elif environment.creates_processes_externally:
         environment.validate_settings(num_devices=len(on_node), num_nodes=num_nodes)
 
     built.accelerator = chosen
@@ -133,7 +122,9 @@ def select(
     if given.precision is not None:
         built.precision = given.precision
     elif not _has_own(built, "precision"):
-        built.precision = make_precision(precision_name or "32-true", on_node[0].type, caller)
+        made = make_precision(wanted or "32-true", on_node[0].type, caller)
+        built.precision = _sharded_precision(made, on_node[0].type, caller) if isinstance(built, FSDPStrategy) else made
+    _check_precision_fits(built.precision, on_node[0].type, caller)
     if isinstance(built, ParallelStrategy):
         built.parallel_devices = on_node
         built.cluster_environment = environment
@@ -142,37 +133,11 @@ def select(
     return Selection(built, chosen, built.precision, environment, tuple(on_node), num_nodes)
 
 
-def make_precision(name: str, device_type: str, caller: str = "Fabric") -> Precision:
-    """The precision of a full name ("16-mixed") on a kind of device ("cpu").
-
-    Raises:
-        MissingPackageError: For Transformer Engine where it is not installed.
-        ConfigurationError: For Transformer Engine where it is.
-    """
-    match name:
-        case "32-true":
-            return Precision()
-        case "64-true":
-            return DoublePrecision()
-        case "16-true" | "bf16-true":
-            return HalfPrecision(name)
-        case "16-mixed" if device_type == "cpu":
-            rank_zero_warn(
-                f"{caller}(precision='16-mixed') uses bfloat16, since CPUs do not compute in float16."
-                " Pass precision='bf16-mixed' to say so."
-            )
-            return MixedPrecision("bf16-mixed", device_type)
-        case "16-mixed" | "bf16-mixed":
-            return MixedPrecision(name, device_type)
-    if not is_installed("transformer_engine"):
-        raise MissingPackageError(
-            f"{caller}(precision={name!r}) needs the package 'transformer_engine'. It is not installed here."
-            " Install it with `python -m pip install transformer_engine`, or pass precision='bf16-mixed'."
-        )
-    raise ConfigurationError(
-        f"{caller}(precision={name!r}) cannot be used. This release has no precision for Transformer Engine yet."
-        " Pass precision='bf16-mixed'."
-    )
+def _sharded_precision(precision: Precision, device_type: str, caller: str) -> FSDPPrecision:
+    try:
+        return FSDPPrecision(precision.precision, device=device_type)  # type: ignore[arg-type]  # checked there
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{caller}(strategy=FSDPStrategy, precision=...): {error}") from error
 
 
 def _check_num_nodes(num_nodes: object, caller: str) -> None:
@@ -187,9 +152,13 @@ def _check_accelerator_flag(accelerator: object, caller: str) -> None:
     if isinstance(accelerator, Accelerator):
         return
     known = ["auto", "gpu", *ACCELERATOR_REGISTRY.names()]
+    if accelerator == "tpu" and not is_installed("torch_xla"):
+        raise MissingPackageError(
+            f"{caller}(accelerator='tpu') needs the package 'torch_xla'. It is not installed here."
+            " Install it with `python -m pip install torch_xla`, or choose another accelerator."
+        )
     if isinstance(accelerator, str) and accelerator in known:
         return
-    _check_package("accelerator", accelerator, caller)
     raise ConfigurationError(
         f"{caller}(accelerator={accelerator!r}) names no accelerator. Known names are {', '.join(map(repr, known))}."
         " Pass one of them, or an Accelerator object."
@@ -201,22 +170,11 @@ def _check_strategy_flag(strategy: object, registry: Registry[type[Strategy]], c
         return
     if isinstance(strategy, str) and strategy in registry:
         return
-    _check_package("strategy", strategy, caller)
     known = ", ".join(map(repr, ["auto", *registry.names()]))
     raise ConfigurationError(
         f"{caller}(strategy={strategy!r}) names no strategy. Known names are {known}."
         " Pass one of them, or a Strategy object."
     )
-
-
-def _check_package(flag: str, name: object, caller: str) -> None:
-    """Raise MissingPackageError if `name` is that of a part which needs a package that is not there."""
-    for prefix, package in _PACKAGES.items():
-        if isinstance(name, str) and (name == prefix or name.startswith(f"{prefix}_")) and not is_installed(package):
-            raise MissingPackageError(
-                f"{caller}({flag}={name!r}) needs the package {package!r}. It is not installed here."
-                f" Install it with `python -m pip install {package}`, or choose another {flag}."
-            )
 
 
 def _sort_plugins(plugins: object, caller: str) -> _Plugins:
@@ -275,25 +233,13 @@ def _has_own(strategy: Strategy, name: str) -> bool:
     return getattr(strategy, f"_{name}", None) is not None
 
 
-def _precision_name(precision: object, caller: str) -> str:
-    if precision is None:
-        return "32-true"
-    name = PRECISIONS.get(str(precision)) if isinstance(precision, str | int) else None
-    if name is None:
-        raise ConfigurationError(
-            f"{caller}(precision={precision!r}) names no precision. Known are {', '.join(map(repr, PRECISIONS))},"
-            " and the numbers 64, 32 and 16. Pass one of them."
-        )
-    return name
-
-
 def _choose_accelerator(accelerator: str | Accelerator, strategy: str | Strategy, caller: str) -> Accelerator:
     if isinstance(accelerator, Accelerator):
         chosen = accelerator
     elif accelerator == "auto" and isinstance(strategy, Strategy) and _has_own(strategy, "accelerator"):
         chosen = strategy.accelerator  # type: ignore[assignment]  # just seen that it is not None
     else:
-        chosen = ACCELERATOR_REGISTRY.get(_accelerator_name(accelerator, strategy, caller))()
+        chosen = ACCELERATOR_REGISTRY.make(_accelerator_name(accelerator, strategy, caller))
     if not chosen.is_available():
         usable = ", ".join(map(repr, available_accelerators()))
         asked = accelerator if isinstance(accelerator, str) else chosen.name()
@@ -307,7 +253,7 @@ def _choose_accelerator(accelerator: str | Accelerator, strategy: str | Strategy
 def _accelerator_name(accelerator: str, strategy: str | Strategy, caller: str) -> str:
     device_types = sorted({device.type for device in _own_devices(strategy)})
     if accelerator == "auto":
-        return device_types[0] if device_types else best_available()
+        return accelerator_for(device_types[0]) if device_types else best_available()
     if accelerator == "gpu":
         name = best_gpu()
         if name is None:
@@ -316,7 +262,7 @@ def _accelerator_name(accelerator: str, strategy: str | Strategy, caller: str) -
                 " Pass accelerator='cpu', or accelerator='auto' to take what is there."
             )
         accelerator = name
-    if device_types and device_types != [accelerator]:
+    if device_types and device_type(accelerator) not in (None, *device_types):
         raise ConfigurationError(
             f"{caller}(accelerator={accelerator!r}) contradicts the devices of the strategy object."
             f" The strategy was built for {', '.join(device_types)}. Leave the accelerator out, or pass other devices."
@@ -338,7 +284,7 @@ def _choose_environment(strategy: str | Strategy, given: _Plugins) -> ClusterEnv
         return given.environment
     if isinstance(strategy, ParallelStrategy) and strategy.cluster_environment is not None:
         return strategy.cluster_environment
-    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
+    return detect_environment()
 
 
 def _choose_devices(
@@ -353,10 +299,9 @@ def _choose_devices(
         return own
     count: Any = devices
     if devices == "auto":
-        # torchrun has decided how many processes run here; a user who starts it need not say so again.
-        count = accelerator.auto_device_count()
-        if isinstance(environment, TorchElasticEnvironment) and "LOCAL_WORLD_SIZE" in os.environ:
-            count = int(os.environ["LOCAL_WORLD_SIZE"])
+        # Who started the processes has decided how many run here, and need not say so again.
+        has_one_process = strategy == "dp" or isinstance(strategy, DataParallelStrategy)
+        count = (None if has_one_process else environment.local_world_size()) or accelerator.auto_device_count()
     try:
         found: list[torch.device] = accelerator.get_parallel_devices(accelerator.parse_devices(count))
     except MisconfigurationException as error:
@@ -383,6 +328,12 @@ def _build_strategy(
             return SingleDeviceStrategy(devices[0])
         # A notebook cannot be run again as a script.
         name = "ddp_notebook" if _is_interactive() else "ddp"
+    if name == "dp" and devices[0].type == "cpu":
+        name = "ddp_notebook" if _is_interactive() else "ddp"
+        rank_zero_warn(
+            f"{caller}(strategy='dp') uses strategy={name!r}, since a batch cannot be split over CPUs in one process."
+            f" Pass strategy={name!r} to say so."
+        )
     entry = registry[name]
     if not issubclass(entry.value, SingleDeviceStrategy):
         return entry.value(**entry.preset)
@@ -403,10 +354,35 @@ def _check_strategy_fits(
             f"{caller}(strategy={shown}) runs on one device, and {len(devices)} devices are asked for."
             " The others would have nothing to do. Pass strategy='auto', or devices=1."
         )
+    # None of ours is made for XLA; one of the user's may be.
+    if devices[0].type == "xla" and type(built).__module__.startswith("fulmen."):
+        raise ConfigurationError(
+            f"{caller}(strategy={shown}) cannot run on XLA devices. Their operations are collected and compiled, which"
+            " a strategy has to know. Pass a Strategy object of your own that does, or accelerator='cpu'."
+        )
     if isinstance(built, ParallelStrategy) and accelerator.name() == "mps":
         raise ConfigurationError(
             f"{caller}(strategy={shown}) cannot run on MPS. An Apple GPU is one device, and its tensors cannot be sent"
             " between processes. Pass strategy='auto', or accelerator='cpu'."
+        )
+
+
+def _check_precision_fits(precision: Precision, device_type: str, caller: str) -> None:
+    if precision.device_types and device_type not in precision.device_types:
+        raise ConfigurationError(
+            f"{caller} cannot use {type(precision).__name__} on devices of type {device_type!r}."
+            f" It works on {', '.join(map(repr, precision.device_types))} only."
+            " Choose another accelerator, or pass precision='bf16-mixed'."
+        )
+
+
+def _check_one_process(environment: ClusterEnvironment, num_nodes: int, caller: str) -> None:
+    world_size = environment.world_size() if environment.creates_processes_externally else num_nodes
+    if world_size > 1 or num_nodes > 1:
+        raise ConfigurationError(
+            f"{caller}(strategy='dp', num_nodes={num_nodes}) runs in one process, and there are to be {world_size}."
+            " Each of them would train a module of its own, on all data."
+            " Pass strategy='ddp', or start the program once, with num_nodes=1."
         )
 
 

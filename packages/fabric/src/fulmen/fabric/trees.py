@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -161,6 +164,27 @@ def _can_move(item: Any) -> bool:
     return callable(getattr(item, "to", None)) and not isinstance(item, type)
 
 
+def _conversions() -> list[tuple[type, Callable[[Any], Tensor]]]:
+    """What becomes a tensor, and how; the first that fits."""
+    found: list[tuple[type, Callable[[Any], Tensor]]] = [
+        (bool, partial(torch.tensor, dtype=torch.uint8)),
+        (int, partial(torch.tensor, dtype=torch.int32)),
+        (float, torch.tensor),
+    ]
+    # Whoever has an array has loaded numpy.
+    numpy = sys.modules.get("numpy")
+    return found if numpy is None else [*found, (numpy.ndarray, torch.from_numpy)]
+
+
+def __getattr__(name: str) -> Any:
+    # Not a constant: its last entry would load numpy for everybody.
+    if name == "CONVERSION_DTYPES":
+        with suppress(ImportError):
+            importlib.import_module("numpy")
+        return _conversions()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def convert_to_tensors(data: Any, device: DeviceLike) -> Any:
     """`data` with its numbers, booleans and numpy arrays as tensors, all on `device`.
 
@@ -170,18 +194,12 @@ def convert_to_tensors(data: Any, device: DeviceLike) -> Any:
         ConfigurationError: For a leaf that is none of these, such as a string.
     """
     target = torch.device(device)
-    # Whoever has an array has loaded numpy.
-    numpy = sys.modules.get("numpy")
+    conversions = _conversions()
 
     def convert(leaf: Any) -> Any:
-        if isinstance(leaf, bool):
-            return torch.tensor(leaf, dtype=torch.uint8)
-        if isinstance(leaf, int):
-            return torch.tensor(leaf, dtype=torch.int32)
-        if isinstance(leaf, float):
-            return torch.tensor(leaf)
-        if numpy is not None and isinstance(leaf, numpy.ndarray):
-            return torch.from_numpy(leaf)
+        for kind, to_tensor in conversions:
+            if isinstance(leaf, kind):
+                return to_tensor(leaf)
         if _can_move(leaf):
             return leaf
         raise ConfigurationError(
@@ -192,8 +210,8 @@ def convert_to_tensors(data: Any, device: DeviceLike) -> Any:
     return move_data_to_device(map_tree(data, convert, is_leaf=_can_move), target)
 
 
-def convert_to_scalars(tree: Any) -> Any:
-    """`tree` with its tensors of one element as Python numbers.
+def convert_to_scalars(data: Any) -> Any:
+    """`data` with its tensors of one element as Python numbers.
 
     What lies on a GPU is read in one transfer per device and dtype, not in one per tensor.
 
@@ -201,7 +219,7 @@ def convert_to_scalars(tree: Any) -> Any:
         ConfigurationError: If a tensor has more or fewer elements than one.
     """
     far: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for leaf in leaves(tree):
+    for leaf in leaves(data):
         if isinstance(leaf, Tensor):
             if leaf.numel() != 1:
                 raise ConfigurationError(
@@ -214,7 +232,7 @@ def convert_to_scalars(tree: Any) -> Any:
     for group in far.values():
         numbers = torch.stack([tensor.detach().reshape(()) for tensor in group]).tolist()
         values.update((id(tensor), number) for tensor, number in zip(group, numbers, strict=True))
-    return map_tensors(tree, lambda tensor: values[id(tensor)] if id(tensor) in values else tensor.item())
+    return map_tensors(data, lambda tensor: values[id(tensor)] if id(tensor) in values else tensor.item())
 
 
 convert_tensors_to_scalars = convert_to_scalars

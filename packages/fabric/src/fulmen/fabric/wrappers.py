@@ -23,6 +23,7 @@ from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, ForwardB
 from fulmen.fabric.forward_redirect import call_through_forward
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.strategies.base import Strategy
+from fulmen.fabric.strategies.capabilities import HooksForward
 from fulmen.fabric.trees import move_to_device
 from fulmen.fabric.types import Optimizable
 
@@ -107,7 +108,9 @@ class FabricModule(nn.Module):
         attributes["_original_module"] = forward_module if original_module is None else original_module
         attributes["_strategy"] = strategy
         attributes["_forward_methods"] = {name for name in STEP_METHODS if hasattr(self.module, name)}
-        attributes["_is_wrapped"] = unwrap_compiled(forward_module) is not self.module
+        inner = unwrap_compiled(forward_module)
+        attributes["_is_hooked"] = isinstance(strategy, HooksForward) and strategy.hooks_forward(inner)
+        attributes["_is_wrapped"] = inner is not self.module or self._is_hooked
         attributes["_guards_backward"] = overrides_backward(strategy)
         attributes["_is_plain"] = strategy.precision.is_plain and not self._guards_backward
         if self._is_plain:
@@ -190,12 +193,13 @@ class FabricModule(nn.Module):
         value = getattr(original, name)
         if name in self._forward_methods:
             return value if self._is_plain and not self._is_wrapped else partial(self._redirected, value)
-        if self._is_wrapped and inspect.ismethod(value) and value.__self__ is original:
+        if not (self._is_plain and not self._is_wrapped) and inspect.ismethod(value) and value.__self__ is original:
             return partial(self._watched, name, value)
         return value
 
     def _watched(self, name: str, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        with refusing_forward(self.module, name):
+        precision = None if self._is_wrapped else self._strategy.precision.precision
+        with refusing_forward(self.module, name, precision, is_hooked=self._is_hooked):
             return method(*args, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -208,23 +212,43 @@ class FabricModule(nn.Module):
 
 
 @contextmanager
-def refusing_forward(module: nn.Module, method_name: str) -> Iterator[None]:
+def refusing_forward(
+    module: nn.Module, method_name: str, precision: str | None = None, *, is_hooked: bool = False
+) -> Iterator[None]:
     """Inside, no part of `module` may run its forward while gradients are recorded.
+
+    Args:
+        module: What is watched.
+        method_name: Quoted in the error.
+        precision: What would be left out; None: the wrapper of the strategy.
+        is_hooked: The strategy works in hooks of the module itself: what its own forward runs is right, and without
+            gradients, other forwards are as wrong as with them.
 
     Raises:
         ForwardBypassedError: At the first such forward; it names `method_name`.
     """
+    num_inside: list[None] = []
 
     def refuse(*_: Any) -> None:
-        if not torch.is_grad_enabled():
+        if num_inside or not (torch.is_grad_enabled() or is_hooked):
             return  # Without gradients there is nothing that the wrapper would have to synchronise.
+        what, harm = (
+            ("the strategy that wraps the module", "and the gradients of the processes would drift apart")
+            if precision is None
+            else (f"the precision {precision!r}", "and would compute in another one")
+        )
         raise ForwardBypassedError(
-            f"`{method_name}` of {type(module).__name__} ran a forward past the strategy that wraps the module."
-            " The strategy would not see this call, and the gradients of the processes would drift apart."
+            f"`{method_name}` of {type(module).__name__} ran a forward past {what}."
+            f" That part would not see this call, {harm}."
             f" Call `mark_forward_method({method_name!r})` on the module that setup() returned, or call the module."
         )
 
-    handles = [part.register_forward_pre_hook(refuse) for part in module.modules()]
+    handles = [part.register_forward_pre_hook(refuse) for part in module.modules() if part is not module]
+    if is_hooked:
+        handles.append(module.register_forward_pre_hook(lambda *_: num_inside.append(None), prepend=True))
+        handles.append(module.register_forward_hook(lambda *_: num_inside.clear(), always_call=True))
+    else:
+        handles.append(module.register_forward_pre_hook(refuse))
     try:
         yield
     finally:
@@ -279,8 +303,8 @@ class FabricOptimizer:
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load into the wrapped optimizer."""
-        self._optimizer.load_state_dict(state_dict)
+        """Load into the wrapped optimizer what `state_dict` gave."""
+        self._strategy.load_optimizer_state(self._optimizer, state_dict)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -369,7 +393,7 @@ def check_wrappable(caller: str, kind: type, *objects: object) -> None:
             )
         if not isinstance(obj, kind):
             raise ArgumentTypeError(
-                f"fabric.{caller}({obj!r}) got a {type(obj).__name__} in the place of a {_KINDS[kind]}."
+                f"fabric.{caller}({_shown(obj)}) got a {type(obj).__name__} in the place of a {_KINDS[kind]}."
                 f" Only a {_KINDS[kind]} can be set up there. Check the order of the arguments, or use it without"
                 " setup: `fabric.to_device` moves anything."
             )
@@ -380,6 +404,11 @@ def check_wrappable(caller: str, kind: type, *objects: object) -> None:
                 " There are no numbers to train. Give the module its data with `module.to_empty(device=...)` before you"
                 " build the optimizer."
             )
+
+
+def _shown(obj: object) -> str:
+    text = repr(obj)
+    return text if len(text) < 60 and "\n" not in text else f"{type(obj).__name__}(...)"
 
 
 def unwrap(obj: Any) -> Any:

@@ -14,13 +14,13 @@ class HasSettings(Protocol):
 
 
 def setting(name: str, doc: str) -> Any:
-    """A property of something that has settings: reads and writes one of them."""
+    """A property of something that has settings: reads one of them, and writes it if the new value is right."""
 
     def read(self: HasSettings) -> Any:
         return getattr(self.settings, name)
 
     def write(self: HasSettings, value: Any) -> None:
-        setattr(self.settings, name, value)
+        self.settings.change(name, value)
 
     return property(read, write, doc=doc)
 

@@ -18,9 +18,10 @@ from fulmen.trainer.connectors.data import prepare_data
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.errors import InterruptedBySignal, StopRun
 from fulmen.trainer.hooks.table import Listener
-from fulmen.trainer.optimization.configure import set_up_optimizers
+from fulmen.trainer.optimization.configure import offer_optimizers
+from fulmen.trainer.profilers.base import PassThroughProfiler
 from fulmen.trainer.run.context import RunContext
-from fulmen.trainer.run.signals import end_on_ctrl_c
+from fulmen.trainer.run.signals import end_on_ctrl_c, ending
 from fulmen.trainer.stages import EntryPoint, Stage, Status
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,9 @@ class Plan:
         ckpt_path: A checkpoint to restore first.
         weights_only: As for `torch.load`; None is True.
         load_loops: Takes the saved loops, and what only our checkpoints hold.
+        save_stopped: Keeps what a signal has stopped.
+        log_dir: Says where reports go; asked in all processes.
+        fetch: Brings a checkpoint that is elsewhere here, and says where it is then.
         asks_for_callbacks: Is the module asked for callbacks of its own? Not in a rehearsal.
     """
 
@@ -53,6 +57,9 @@ class Plan:
     ckpt_path: str | None = None
     weights_only: bool | None = None
     load_loops: Callable[[Mapping[str, Any], dict[str, Any]], None] | None = None
+    fetch: Callable[[str], str] | None = None
+    save_stopped: Callable[[], None] | None = None
+    log_dir: Callable[[], str | None] | None = None
     asks_for_callbacks: bool = True
 
 
@@ -91,13 +98,12 @@ def _run(context: RunContext, plan: Plan) -> Any:
                 answer = plan.work()
             except StopRun:
                 log.info("The run was stopped in good order.")
-            context.signals.raise_if_caught()  # it came when the loop asked no more
+            context.signals.finish()
             _end(context, plan)
         except BaseException as error:
             caught = context.signals.caught
-            if caught and isinstance(error, Exception) and context.strategy.world_size > 1:
-                # Other processes have ended first, and the batch in work could not be done without them.
-                interruption = InterruptedBySignal(caught)
+            if caught and isinstance(error, Exception) and _is_consequence(error, context):
+                interruption = ending(caught)
                 _fail(context, plan, interruption)
                 raise interruption from error
             _fail(context, plan, error)
@@ -120,22 +126,33 @@ def _set_up(context: RunContext, plan: Plan) -> None:
             hooks.callbacks = with_callbacks_of(module, hooks.callbacks)
     hooks.compile()
     strategy.setup_environment()
+    context.signals.stop_with_others(strategy.shared_store(), strategy.global_rank, strategy.world_size)
     # Read before anything else is done: it may be damaged.
-    checkpoint = restore.read(context, plan.ckpt_path, weights_only=plan.weights_only) if plan.ckpt_path else None
-    context.profiler.setup(stage=entry, local_rank=strategy.local_rank)
+    path = plan.fetch(plan.ckpt_path) if plan.ckpt_path and plan.fetch is not None else plan.ckpt_path
+    checkpoint = restore.read(context, path, weights_only=plan.weights_only) if path else None
+    if not isinstance(context.profiler, PassThroughProfiler):
+        context.profiler.setup(
+            stage=entry,
+            local_rank=strategy.local_rank if strategy.world_size > 1 else None,
+            log_dir=plan.log_dir() if plan.log_dir is not None else None,
+        )
     prepare_data(hooks, data, module, strategy)
     hooks.setup(stage=str(entry))
     strategy.barrier("setup")
     hooks.compile()  # callbacks may have come or gone in setup
-    with strategy.model_sharded_context():
+    with strategy.tensor_init_context(), strategy.model_sharded_context():
         hooks.configure_model()
-    if checkpoint is not None:
-        rank_zero_info(f"Restoring from the checkpoint at {plan.ckpt_path}")
+        hooks.configure_sharded_model()
+    if checkpoint is not None and not strategy.restore_checkpoint_after_setup:
+        rank_zero_info(f"Restoring from the checkpoint at {path}")
         restore.restore_weights(context, checkpoint)
-    strategy.setup_model(training=entry is EntryPoint.FIT)
     metrics.attach(strategy, strategy.root_device, is_global_zero=strategy.is_global_zero, module=module)
+    offer_optimizers(context)
+    strategy.setup(hooks.trainer)  # type: ignore[arg-type]  # opaque here, the Trainer in fact
+    if checkpoint is not None and strategy.restore_checkpoint_after_setup:
+        rank_zero_info(f"Restoring from the checkpoint at {path}")
+        restore.restore_weights(context, checkpoint)
     if entry is EntryPoint.FIT:
-        set_up_optimizers(context)
         hooks.on_fit_start()
         hooks.compile()
     _introduce(context, module)
@@ -186,6 +203,15 @@ def _end(context: RunContext, plan: Plan) -> None:
         logger.finalize("success")
 
 
+def _is_consequence(error: Exception, context: RunContext) -> bool:
+    """Does this error come from the signal that the others got too?
+
+    Other processes have ended first, and the batch in work could not be done without them; or a terminal's Ctrl-C has
+    ended the workers of a loader.
+    """
+    return context.strategy.world_size > 1 or "DataLoader worker" in str(error)
+
+
 def _fail(context: RunContext, plan: Plan, error: BaseException) -> None:
     """Tell everybody; what goes wrong now is reported, and hides neither the error nor the others' turn."""
     context.state.status = Status.INTERRUPTED
@@ -193,6 +219,8 @@ def _fail(context: RunContext, plan: Plan, error: BaseException) -> None:
     if isinstance(error, InterruptedBySignal):
         rank_zero_info(f"Ending the run: signal {signal.Signals(error.signum).name} came.")
     told: list[Callable[[], Any]] = []
+    if context.signals.stopped and plan.save_stopped is not None:
+        told.append(plan.save_stopped)
     for group in (Listener.CALLBACKS, Listener.DATAMODULE):
         told += [partial(call, error) for call in hooks.calls(group, "on_exception")]
     told += [partial(logger.finalize, "failed") for logger in context.metrics.loggers]

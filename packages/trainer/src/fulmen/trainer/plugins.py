@@ -5,31 +5,49 @@ from typing import TYPE_CHECKING
 from fulmen.fabric.lazy_face import lazy_face
 
 if TYPE_CHECKING:
+    from fulmen.fabric.checkpoint_io.background import AsyncCheckpointIO as AsyncCheckpointIO
     from fulmen.fabric.checkpoint_io.base import CheckpointIO as CheckpointIO
     from fulmen.fabric.checkpoint_io.torch import TorchCheckpointIO as TorchCheckpointIO
     from fulmen.fabric.environments.base import ClusterEnvironment as ClusterEnvironment
     from fulmen.fabric.environments.default import LightningEnvironment as LightningEnvironment
+    from fulmen.fabric.environments.kubeflow import KubeflowEnvironment as KubeflowEnvironment
+    from fulmen.fabric.environments.lsf import LSFEnvironment as LSFEnvironment
+    from fulmen.fabric.environments.mpi import MPIEnvironment as MPIEnvironment
+    from fulmen.fabric.environments.slurm import SLURMEnvironment as SLURMEnvironment
     from fulmen.fabric.environments.torchelastic import TorchElasticEnvironment as TorchElasticEnvironment
+    from fulmen.fabric.environments.xla import XLAEnvironment as XLAEnvironment
     from fulmen.fabric.precision.base import Precision as Precision
+    from fulmen.fabric.precision.bitsandbytes import BitsandbytesPrecision as BitsandbytesPrecision
     from fulmen.fabric.precision.double import DoublePrecision as DoublePrecision
+    from fulmen.fabric.precision.fsdp import FSDPPrecision as FSDPPrecision
     from fulmen.fabric.precision.half import HalfPrecision as HalfPrecision
     from fulmen.fabric.precision.mixed import MixedPrecision as MixedPrecision
+    from fulmen.fabric.precision.transformer_engine import TransformerEnginePrecision as TransformerEnginePrecision
     from fulmen.trainer.strategies.layer_sync import LayerSync as LayerSync
     from fulmen.trainer.strategies.layer_sync import TorchSyncBatchNorm as TorchSyncBatchNorm
 
 _WHERE = {
     # precision
     "Precision": "fulmen.fabric.precision.base",
+    "BitsandbytesPrecision": "fulmen.fabric.precision.bitsandbytes",
     "DoublePrecision": "fulmen.fabric.precision.double",
     "HalfPrecision": "fulmen.fabric.precision.half",
     "MixedPrecision": "fulmen.fabric.precision.mixed",
+    "TransformerEnginePrecision": "fulmen.fabric.precision.transformer_engine",
+    "FSDPPrecision": "fulmen.fabric.precision.fsdp",
     # environments
     "ClusterEnvironment": "fulmen.fabric.environments.base",
+    "KubeflowEnvironment": "fulmen.fabric.environments.kubeflow",
+    "LSFEnvironment": "fulmen.fabric.environments.lsf",
     "LightningEnvironment": "fulmen.fabric.environments.default",
+    "MPIEnvironment": "fulmen.fabric.environments.mpi",
+    "SLURMEnvironment": "fulmen.fabric.environments.slurm",
     "TorchElasticEnvironment": "fulmen.fabric.environments.torchelastic",
+    "XLAEnvironment": "fulmen.fabric.environments.xla",
     # checkpoint IO
     "CheckpointIO": "fulmen.fabric.checkpoint_io.base",
     "TorchCheckpointIO": "fulmen.fabric.checkpoint_io.torch",
+    "AsyncCheckpointIO": "fulmen.fabric.checkpoint_io.background",
     # layers
     "LayerSync": "fulmen.trainer.strategies.layer_sync",
     "TorchSyncBatchNorm": "fulmen.trainer.strategies.layer_sync",

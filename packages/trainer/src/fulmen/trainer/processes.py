@@ -1,5 +1,6 @@
 """Run in all processes of a strategy, and bring home what the first one found out."""
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 from fulmen.fabric.launchers.spawn import SpawnLauncher
 from fulmen.trainer.checkpoint.dump import callback_states
 from fulmen.trainer.core.module import LightningModule
+from fulmen.trainer.core.needs import COMPILED
+from fulmen.trainer.errors import ConfigurationError
 from fulmen.trainer.progress import legacy
 from fulmen.trainer.properties import TrainerProperties
-from fulmen.trainer.run.signals import end_on_ctrl_c
+from fulmen.trainer.run.signals import end_on_ctrl_c, ending
 from fulmen.trainer.stages import EntryPoint, Status
 
 
@@ -38,6 +41,12 @@ def launch(trainer: TrainerProperties, function: Callable[[], Any], module: Ligh
         return function()
     if not isinstance(launcher, SpawnLauncher):
         return launcher.launch(function)
+    if COMPILED in vars(module) and not launcher.is_interactive_compatible:
+        raise ConfigurationError(
+            f"Trainer(strategy=...) starts new Python processes, and {type(module).__name__} was compiled in this one."
+            " What torch.compile made cannot be sent to them. Pass strategy='ddp' or 'ddp_fork', or compile the layers"
+            " in configure_model()."
+        )
     signals = trainer.context.signals
     for logger in trainer.loggers:
         _ = logger.version  # taken here, it is the same in all processes, this one included
@@ -47,9 +56,10 @@ def launch(trainer: TrainerProperties, function: Callable[[], Any], module: Ligh
             outcome = launcher.launch(_run_away, trainer, function, module)
     except BaseException as error:
         trainer.state.status = Status.INTERRUPTED
-        signals.raise_if_caught()
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt) or signals.caught == signal.SIGINT:
             return end_on_ctrl_c()
+        if signals.caught:
+            raise ending(signals.caught) from error
         raise
     return _come_home(trainer, module, outcome)
 

@@ -1,5 +1,6 @@
 """The read side of Trainer: what users and callbacks ask it, answered from the parts of the run."""
 
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,19 @@ from fulmen.trainer.run.settings import Settings
 from fulmen.trainer.run.state import RunState
 from fulmen.trainer.stages import EntryPoint, Stage, Status
 from fulmen.trainer.strategies.base import Strategy
+
+
+def _runs(stage: Stage, doc: str) -> Any:
+    """A property: does `stage` run now? Set, it lets it run, or not, in place of the one that does."""
+
+    def read(self: "TrainerProperties") -> bool:
+        return self.state.stage is stage
+
+    def write(self: "TrainerProperties", runs: bool) -> None:
+        if runs or self.state.stage is stage:
+            self.state.stage = stage if runs else None
+
+    return property(read, write, doc=doc)
 
 
 class TrainerProperties(TrainerFlags):
@@ -75,32 +89,13 @@ class TrainerProperties(TrainerFlags):
     @property
     def received_sigterm(self) -> bool:
         """Has a signal asked this run to end?"""
-        return bool(self.context.signals.caught)
+        return self.context.signals.caught not in (0, signal.SIGINT)
 
-    @property
-    def training(self) -> bool:
-        """Is it training now?"""
-        return self.state.stage is Stage.TRAIN
-
-    @property
-    def validating(self) -> bool:
-        """Is it validating now?"""
-        return self.state.stage is Stage.VALIDATE
-
-    @property
-    def testing(self) -> bool:
-        """Is it testing now?"""
-        return self.state.stage is Stage.TEST
-
-    @property
-    def predicting(self) -> bool:
-        """Is it predicting now?"""
-        return self.state.stage is Stage.PREDICT
-
-    @property
-    def sanity_checking(self) -> bool:
-        """Is the sanity check running now?"""
-        return self.state.stage is Stage.SANITY_CHECK
+    training: bool = _runs(Stage.TRAIN, "Is it training now?")
+    validating: bool = _runs(Stage.VALIDATE, "Is it validating now?")
+    testing: bool = _runs(Stage.TEST, "Is it testing now?")
+    predicting: bool = _runs(Stage.PREDICT, "Is it predicting now?")
+    sanity_checking: bool = _runs(Stage.SANITY_CHECK, "Is the sanity check running now?")
 
     @property
     def evaluating(self) -> bool:

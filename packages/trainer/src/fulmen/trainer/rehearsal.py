@@ -29,6 +29,7 @@ from fulmen.trainer.run.context import RunContext
 from fulmen.trainer.run.signals import Signals
 from fulmen.trainer.run.state import RunState
 from fulmen.trainer.stages import EntryPoint, Stage, Status
+from fulmen.trainer.strategies.alone import alone as alone_of
 
 
 def sanity_check(run: RunContext) -> None:
@@ -42,7 +43,7 @@ def sanity_check(run: RunContext) -> None:
         run.hooks.on_sanity_check_end()
 
 
-def trial_of(trainer: Trainer, *, callbacks: Iterable[Callback] = (), **changes: Any) -> Trainer:
+def trial_of(trainer: Trainer, *, callbacks: Iterable[Callback] = (), alone: bool = False, **changes: Any) -> Trainer:
     """A copy of `trainer` for a trial, at the beginning of everything; what runs on it does not change `trainer`.
 
     Devices and processes are shared. Where the trainer has loggers, the copy has some that do nothing.
@@ -50,6 +51,7 @@ def trial_of(trainer: Trainer, *, callbacks: Iterable[Callback] = (), **changes:
     Args:
         trainer: The user's.
         callbacks: The trial's own.
+        alone: See `rehearsing`.
         changes: Settings that differ in the trial, by the names of the flags.
     """
     run = trainer.context
@@ -66,14 +68,15 @@ def trial_of(trainer: Trainer, *, callbacks: Iterable[Callback] = (), **changes:
             settings=settings,
             state=RunState(),
             # The copy gets its own module and optimizers; what it has of fabric it shares.
-            strategy=copy(run.strategy),
+            strategy=alone_of(run.strategy) if alone else copy(run.strategy),
             hooks=Hooks(metrics, profiler, trial, callbacks),
             # One level deep: sources stay, what is prepared from them is the trial's own.
             data=replace(run.data, sources=dict(run.data.sources), prepared={}),
             metrics=metrics,
             profiler=profiler,
-            # Inside of a run it is that run that listens.
-            signals=run.signals if run.state.status == Status.RUNNING else Signals(),
+            # Inside of a run it is that run that listens. Who is alone is not as far as the others: for them a signal
+            # waits until the trial is over.
+            signals=run.signals if run.state.status == Status.RUNNING and not alone else Signals(),
         ),
     )
     return trial
@@ -115,6 +118,7 @@ def rehearsing(
     *,
     callbacks: Iterable[Callback] = (),
     first: Callable[[], object] = _nothing,
+    alone: bool = False,
     **changes: Any,
 ) -> Iterator[Trainer]:
     """In the middle of a run: a Trainer for a trial on the module as it is set up, to be used up to running its loops.
@@ -125,6 +129,8 @@ def rehearsing(
         trainer: The one that runs.
         callbacks, changes: As for `trial_of`.
         first: Called before the module is asked for optimizers and loaders; may change what they are made from.
+        alone: Does every process make the trial for itself? Then it may end in one and go on in the others, and none
+            waits for it. Signals are heard when it is over.
     """
     run = trainer.context
     strategy, fn = run.strategy, run.state.fn
@@ -133,11 +139,12 @@ def rehearsing(
     assert fn is not None
     # A trial may be started from a hook of validation, and train.
     with leaving_no_trace(run, module), torch.inference_mode(mode=False), torch.enable_grad():
-        trial = trial_of(trainer, callbacks=callbacks, **changes)
+        trial = trial_of(trainer, callbacks=callbacks, alone=alone, **changes)
         here = trial.context
         here.state.fn, here.state.status = fn, Status.RUNNING
         here.hooks.attach(module, here.data.datamodule, here.strategy)
-        here.metrics.attach(strategy, strategy.root_device, is_global_zero=strategy.is_global_zero, module=module)
+        reducer = None if alone else strategy
+        here.metrics.attach(reducer, strategy.root_device, is_global_zero=strategy.is_global_zero, module=module)
         module.attach(trial, here.metrics)
         if here.data.datamodule is not None:
             here.data.datamodule.trainer = trial

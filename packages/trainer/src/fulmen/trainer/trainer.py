@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -15,14 +16,17 @@ from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.rank_zero import rank_zero_info, rank_zero_warn
 from fulmen.trainer import lifecycle
 from fulmen.trainer.checkpoint.dump import dump
-from fulmen.trainer.checkpoint.paths import check_exists, choose, gather_offers
+from fulmen.trainer.checkpoint.fetch import check_registry, fetch, is_registry
+from fulmen.trainer.checkpoint.paths import check_exists, choose, gather_offers, stopped_path
 from fulmen.trainer.connectors.callbacks import choose_callbacks
-from fulmen.trainer.connectors.checks import check_entry_point, check_module
+from fulmen.trainer.connectors.checks import check_entry_point, check_module, check_path
 from fulmen.trainer.connectors.data import attach_data
 from fulmen.trainer.connectors.devices import choose_strategy
 from fulmen.trainer.connectors.loggers import choose_loggers
+from fulmen.trainer.connectors.notices import tell_of_flags, tell_of_run
 from fulmen.trainer.connectors.profiler import choose_profiler
 from fulmen.trainer.core.callback import Callback
+from fulmen.trainer.core.compiled import from_compiled, is_compiled_wrapper
 from fulmen.trainer.core.datamodule import LightningDataModule
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.data.sources import RunData
@@ -39,6 +43,7 @@ from fulmen.trainer.progress import legacy
 from fulmen.trainer.properties import TrainerProperties
 from fulmen.trainer.rehearsal import equip, sanity_check
 from fulmen.trainer.run.context import RunContext
+from fulmen.trainer.run.environment import defaults_from_environment
 from fulmen.trainer.run.settings import Settings, root_folder
 from fulmen.trainer.run.signals import Signals
 from fulmen.trainer.run.state import RunState
@@ -62,6 +67,8 @@ PrecisionFlag = Literal[64, 32, 16] | PrecisionName | Literal["64", "32", "16", 
 
 class Trainer(TrainerProperties):
     """Runs a LightningModule: `fit` trains it, `validate` and `test` measure it, `predict` asks it.
+
+    An argument that is not passed is taken from the environment, where `PL_TRAINER_` and its name are set.
 
     Args:
         accelerator: Kind of hardware: "cpu", "gpu", "cuda", "mps", "auto", or an Accelerator.
@@ -96,7 +103,7 @@ class Trainer(TrainerProperties):
         benchmark: Let cuDNN choose the fastest convolution.
         inference_mode: Evaluate in `torch.inference_mode` rather than `no_grad`.
         use_distributed_sampler: Give each process its share of the data.
-        profiler: "simple", or a Profiler.
+        profiler: "simple", "advanced", "pytorch", or a Profiler.
         detect_anomaly: Let autograd look for NaN in backward; slow.
         barebones: Leave out all that costs time beside the steps.
         plugins: Precision, cluster environment, checkpoint IO, layer sync.
@@ -110,6 +117,7 @@ class Trainer(TrainerProperties):
         MisconfigurationException: For a wrong argument, before any work begins.
     """
 
+    @defaults_from_environment
     def __init__(
         self,
         *,
@@ -185,6 +193,7 @@ class Trainer(TrainerProperties):
             enable_autolog_hparams=enable_autolog_hparams,
             default_root_dir=root_folder(default_root_dir),
         )
+        tell_of_flags(settings)
         bound, self._selection = choose_strategy(
             accelerator=accelerator,
             strategy=strategy,
@@ -196,7 +205,7 @@ class Trainer(TrainerProperties):
         )
         metrics = MetricsBoard(choose_loggers(logger, settings))
         metrics.muted = "barebones=True" if barebones else None
-        timing = choose_profiler(profiler)
+        timing = choose_profiler(profiler, barebones=barebones)
         chosen = choose_callbacks(
             callbacks,
             settings,
@@ -335,6 +344,7 @@ class Trainer(TrainerProperties):
             epoch=self.current_epoch,
             global_step=self.global_step,
             weights_only=bool(weights_only),
+            position=self.fit_loop.position if self.state.fn is EntryPoint.FIT and not weights_only else None,
         )
         self.strategy.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
         self.strategy.barrier("save_checkpoint")
@@ -381,6 +391,8 @@ class Trainer(TrainerProperties):
         weights_only: bool | None,
         work: Any,
     ) -> Any:
+        if is_compiled_wrapper(model):
+            model = from_compiled(model)  # type: ignore[arg-type]  # a wrapper, as was just asked
         module = model if model is not None else self.lightning_module
         if module is None:
             raise ConfigurationError(
@@ -389,12 +401,15 @@ class Trainer(TrainerProperties):
                 f"{entry}(model=...)."
             )
         check_module(module, entry)
+        check_path(ckpt_path, entry)
         attach_data(self.context.data, module, entry, loaders, datamodule)
         check_entry_point(module, self.context.data, entry, self.settings)
+        tell_of_run(self.settings, entry, module, self.callbacks)
         path = self._choose_checkpoint(entry, ckpt_path, model_given=model is not None)
         self._ckpt_path = path
         self.fit_loop.restored = None  # an earlier run may have failed before it went on from its checkpoint
         plan = lifecycle.Plan(entry, module, work, path, weights_only, self._load_loops)
+        plan = replace(plan, fetch=self._fetch_checkpoint, save_stopped=self._save_stopped, log_dir=self._find_log_dir)
         return launch(self, partial(lifecycle.run, self.context, plan), module)
 
     def _choose_checkpoint(self, entry: EntryPoint, asked: str | Path | None, *, model_given: bool) -> str | None:
@@ -409,9 +424,28 @@ class Trainer(TrainerProperties):
         )
         if choice.warning:
             rank_zero_warn(choice.warning)
-        if choice.path is not None:
+        if is_registry(choice.path):
+            check_registry(str(choice.path), self.model_registry)
+        elif choice.path is not None:
             check_exists(choice.path, call=call)
         return choice.path
+
+    def _fetch_checkpoint(self, path: str) -> str:
+        self._ckpt_path = fetch(path, self)
+        return self._ckpt_path
+
+    def _find_log_dir(self) -> str | None:
+        return self.log_dir
+
+    def _save_stopped(self) -> None:
+        """Keep the fit that a signal has stopped, unless the user wants no checkpoints."""
+        if self.state.fn is not EntryPoint.FIT or self.fast_dev_run or not self.fit_loop.has_begun:
+            return
+        path = stopped_path(self.callbacks, trainer=self)
+        if path is None:
+            return
+        self.save_checkpoint(path)
+        rank_zero_info(f"Saved to {path}. Trainer.fit(..., ckpt_path={path!r}), or 'last', goes on from there.")
 
     def _loop_states(self) -> dict[str, Any]:
         return {

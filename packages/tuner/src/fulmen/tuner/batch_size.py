@@ -1,19 +1,27 @@
 """Try batch sizes until memory runs out."""
 
+import math
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fulmen.fabric.accelerators.out_of_memory import is_out_of_memory, release_memory
 from fulmen.fabric.data.length import sized_len
-from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
+from fulmen.fabric.data.resumable import ResumableLoader
+from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, ProcessFailedError
 from fulmen.fabric.rank_zero import rank_zero_info
 from fulmen.trainer.data.sources import PreparedLoaders, RunData
+from fulmen.trainer.errors import StopRun
 from fulmen.trainer.rehearsal import rehearsing
 from fulmen.trainer.stages import EntryPoint, Stage
 from fulmen.trainer.trainer import Trainer
 from fulmen.tuner.attributes import TunedAttribute, find_attribute
+from fulmen.tuner.batch_size_plot import draw_trials
 from fulmen.tuner.batch_size_search import BatchSizeSearch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MODES = ("power", "binsearch")
 STAGES = {
@@ -95,68 +103,176 @@ def loaders_were_passed(call: str) -> ConfigurationError:
     )
 
 
-def search_batch_size(options: BatchSizeOptions, trainer: Trainer) -> int:
+class BatchSizeTrials:
+    """The sizes that were tried.
+
+    Attributes:
+        results: "batch_size": every size, in the order of the trials; "fits": did it fit into memory?
+        margin: What `suggestion` leaves free unless told otherwise.
+    """
+
+    def __init__(self, search: BatchSizeSearch, margin: float) -> None:
+        self.results: dict[str, list[Any]] = {
+            "batch_size": [size for size, _ in search.trials],
+            "fits": [fits for _, fits in search.trials],
+        }
+        self.margin = margin
+        self._search = search
+
+    def suggestion(self, margin: float | None = None) -> int:
+        """The size that was found.
+
+        Args:
+            margin: Stay below the limit by this part, if mode="binsearch" met one; None: by `self.margin`.
+        """
+        found = self._search.result(self.margin if margin is None else margin)
+        assert found is not None, "a search in which nothing fits ends with an error"
+        return found
+
+    def plot(self, suggest: bool = False, show: bool = False, ax: "Axes | None" = None) -> Any:
+        """Draw the sizes in the order of the trials. Needs matplotlib.
+
+        Args:
+            suggest: Mark the suggested size?
+            show: Open a window?
+            ax: Draw here; None makes a new figure.
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            MissingPackageError: If matplotlib is not installed.
+        """
+        sizes, fits = self.results["batch_size"], self.results["fits"]
+        return draw_trials(sizes, fits, self.suggestion() if suggest else None, show=show, ax=ax)
+
+
+def search_batch_size(options: BatchSizeOptions, trainer: Trainer) -> BatchSizeTrials:
     """Find the largest batch size that runs, in the middle of a run; afterwards that run is as before.
+
+    Several processes find the same size: the largest that fits into the memory of each.
+
+    Returns:
+        What was tried, and the size that was found.
 
     Raises:
         ConfigurationError: If not even one sample fits, or the loaders do not follow the attribute.
+        ProcessFailedError: If a trial failed in another process.
     """
-    entry, module = trainer.state.fn, trainer.lightning_module
-    assert entry is not None
-    assert module is not None
-    if trainer.world_size > 1:
-        raise ConfigurationError(
-            f"{options.call} was called with Trainer(devices={trainer.num_devices}), in {trainer.world_size} processes."
-            " When one of them runs out of memory, the others would wait for it. Find the size with Trainer(devices=1):"
-            " it holds for each process."
-        )
-    attribute = find_batch_size_attribute(options, module, trainer.context.data)
+    attribute = find_batch_size_attribute(options, trainer.lightning_module, trainer.context.data)
     search = BatchSizeSearch(
         options.init_val, options.max_val, bisects=options.mode == "binsearch", max_trials=options.max_trials
     )
     loaders = _Loaders(options, attribute)
     while (size := search.next_size) is not None:
-        fits = _fits(size, options, attribute, trainer, loaders)
-        if not fits or trainer.strategy.root_device.type != "cpu":
-            # The parts of a trial refer to each other in circles, and so would stay for a while.
-            release_memory()
-        rank_zero_info(f"Batch size {size} {'fits' if fits else 'does not fit: memory ran out'}.")
-        search = search.after(size, fits=fits)
-        if loaders.num_samples is not None:
-            search = search.below(loaders.num_samples)
-    found = search.result(options.margin)
-    if found is None:
+        answers = _try_everywhere(size, options, attribute, trainer, loaders)
+        full = [rank for rank, answer in enumerate(answers) if not answer.fits]
+        where = f" on rank {', '.join(map(str, full))}" if len(answers) > 1 else ""
+        rank_zero_info(f"Batch size {size} {f'does not fit: memory ran out{where}' if full else 'fits'}.")
+        search = search.after(size, fits=not full)
+        counted = [answer.num_samples for answer in answers if answer.num_samples is not None]
+        if len(counted) == len(answers):
+            search = search.below(max(counted))
+    if search.result() is None:
         tried = "a single sample" if search.fails == 1 else f"a batch of {search.fails}"
         raise ConfigurationError(
             f"{options.call} found no batch size: memory runs out for {tried} too, after {search.num_trials} trials."
             " What fills it is the model, or something beside this program."
             " Use a smaller model or a lower precision, a smaller init_val, or more trials (max_trials)."
         )
-    return found
+    return BatchSizeTrials(search, options.margin)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """How a trial ended in one process.
+
+    Attributes:
+        fits: Was there memory enough?
+        num_samples: Of the data of this process; None if nobody knows.
+        error: What else went wrong, in words.
+    """
+
+    fits: bool
+    num_samples: int | None = None
+    error: str = ""
+
+
+def _try_everywhere(
+    size: int, options: BatchSizeOptions, attribute: TunedAttribute, trainer: Trainer, loaders: "_Loaders"
+) -> list[_Answer]:
+    """Make the trial in every process. Returns how it ended in each, by rank.
+
+    Processes make it alone: where memory runs out in one of them, the others would wait for it in a collective that
+    it never reaches.
+    """
+    alone = trainer.world_size > 1
+    if alone:
+        trainer.context.signals.begin_next()  # here, where all processes are equally far
+    failure: Exception | None = None
+    fits = False
+    try:
+        fits = _fits(size, options, attribute, trainer, loaders, alone=alone)
+    except Exception as error:
+        if not alone:
+            raise
+        failure = error
+    if not fits or trainer.strategy.root_device.type != "cpu":
+        # The parts of a trial refer to each other in circles, and so would stay for a while.
+        release_memory()
+    mine = _Answer(fits, loaders.num_samples, f"{type(failure).__name__}: {failure}" if failure is not None else "")
+    if not alone:
+        return [mine]
+    answers = trainer.strategy.gather_objects(mine)
+    if failure is not None:
+        raise failure
+    for rank, answer in enumerate(answers):
+        if answer.error:
+            raise ProcessFailedError(
+                f"{options.call} ends because the trial of batch size {size} failed on rank {rank}, with"
+                f" {answer.error.rstrip('.')}. The processes decide together. Look at the error of that process."
+            )
+    return answers
 
 
 def _fits(
-    size: int, options: BatchSizeOptions, attribute: TunedAttribute, trainer: Trainer, loaders: "_Loaders"
+    size: int,
+    options: BatchSizeOptions,
+    attribute: TunedAttribute,
+    trainer: Trainer,
+    loaders: "_Loaders",
+    *,
+    alone: bool,
 ) -> bool:
     entry = trainer.state.fn
     assert entry is not None
-    with rehearsing(trainer, first=partial(attribute.write, size), **_changes(entry, options, trainer)) as trial:
-        run = {
-            EntryPoint.FIT: trial.fit_loop.run,
-            EntryPoint.VALIDATE: trial.validate_loop.run,
-            EntryPoint.TEST: trial.test_loop.run,
-            EntryPoint.PREDICT: trial.predict_loop.run,
-        }[entry]
-        try:
-            run()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            fits = False
-        else:
-            fits = True
-        loaders.look_at(trial.context.data.prepared.get(STAGES[entry]), size)
+    changes = _changes(entry, options, trainer)
+    try:
+        with rehearsing(trainer, first=partial(attribute.write, size), alone=alone, **changes) as trial:
+            fits = _runs(trial, entry)
+            loaders.look_at(trial.context.data.prepared.get(STAGES[entry]), size)
+    except Exception as error:
+        if not is_out_of_memory(error):  # it may run out while loaders and optimizers are made
+            raise
+        return False
     return fits
+
+
+def _runs(trial: Trainer, entry: EntryPoint) -> bool:
+    run = {
+        EntryPoint.FIT: trial.fit_loop.run,
+        EntryPoint.VALIDATE: trial.validate_loop.run,
+        EntryPoint.TEST: trial.test_loop.run,
+        EntryPoint.PREDICT: trial.predict_loop.run,
+    }[entry]
+    try:
+        with suppress(StopRun):  # the module has enough of the trial, not of the run around it
+            run()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def _changes(entry: EntryPoint, options: BatchSizeOptions, trainer: Trainer) -> dict[str, Any]:
@@ -206,6 +322,12 @@ class _Loaders:
                 " batch_arg_name='...'."
             )
         self._seen = size, sizes
-        lengths = [sized_len(getattr(view, "dataset", None)) for view in prepared.views]
-        known = [length for length in lengths if length is not None]
-        self.num_samples = max(known) if len(known) == len(lengths) else None
+        shares = [_num_samples(view) for view in prepared.views]
+        known = [share for share in shares if share is not None]
+        self.num_samples = max(known) if len(known) == len(shares) else None
+
+
+def _num_samples(view: ResumableLoader) -> int | None:
+    """Of the part of the data that this process gets."""
+    length = sized_len(getattr(view, "dataset", None))
+    return None if length is None else math.ceil(length / view.world_size)

@@ -1,6 +1,7 @@
 """Which batch size to try next: double until it fails, then, if exactness is wanted, bisect.
 
-Numbers in, numbers out: knows no memory, no loader, no trainer.
+Numbers in, numbers out: knows no memory, no loader, no trainer. Sizes are doubled, not squared, on the way up: a trial
+asks for at most twice the memory that is there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class BatchSizeSearch:
         max_trials: So many are made at most.
         fits: The largest size known to fit; 0: none.
         fails: The smallest size known to fail; None: none.
-        num_trials: Made so far.
+        trials: Every size that was tried, in order, and whether it fits.
     """
 
     initial: int
@@ -28,7 +29,12 @@ class BatchSizeSearch:
     max_trials: int = 25
     fits: int = 0
     fails: int | None = None
-    num_trials: int = 0
+    trials: tuple[tuple[int, bool], ...] = ()
+
+    @property
+    def num_trials(self) -> int:
+        """Made so far."""
+        return len(self.trials)
 
     @property
     def next_size(self) -> int | None:
@@ -43,10 +49,10 @@ class BatchSizeSearch:
 
     def after(self, size: int, *, fits: bool) -> BatchSizeSearch:
         """What is known when `size` has been tried."""
-        num_trials = self.num_trials + 1
+        trials = (*self.trials, (size, fits))
         if fits:
-            return replace(self, num_trials=num_trials, fits=max(self.fits, size))
-        return replace(self, num_trials=num_trials, fails=size if self.fails is None else min(self.fails, size))
+            return replace(self, trials=trials, fits=max(self.fits, size))
+        return replace(self, trials=trials, fails=size if self.fails is None else min(self.fails, size))
 
     def below(self, ceiling: int) -> BatchSizeSearch:
         """The same with a ceiling that is at most `ceiling`: there are no more samples. What fits stays below it."""

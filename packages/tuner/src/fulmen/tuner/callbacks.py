@@ -10,7 +10,13 @@ from fulmen.trainer.stages import EntryPoint
 from fulmen.trainer.trainer import Trainer
 from fulmen.tuner.attributes import find_attribute
 from fulmen.tuner.batch_size import MODES as _BATCH_SIZE_MODES
-from fulmen.tuner.batch_size import STAGES, BatchSizeOptions, find_batch_size_attribute, search_batch_size
+from fulmen.tuner.batch_size import (
+    STAGES,
+    BatchSizeOptions,
+    BatchSizeTrials,
+    find_batch_size_attribute,
+    search_batch_size,
+)
 from fulmen.tuner.lr_sweep import MODES as _LR_MODES
 from fulmen.tuner.lr_sweep import NAMES as _LR_NAMES
 from fulmen.tuner.lr_sweep import LRFinder, SweepOptions, sweep
@@ -107,6 +113,7 @@ class BatchSizeFinder(Callback):
 
     Attributes:
         optimal_batch_size: The size, when it was found.
+        trials: What was tried.
     """
 
     SUPPORTED_MODES = _BATCH_SIZE_MODES
@@ -127,6 +134,7 @@ class BatchSizeFinder(Callback):
             mode, steps_per_trial, init_val, max_trials, batch_arg_name, margin, max_val, call="BatchSizeFinder"
         )
         self.optimal_batch_size: int | None = None
+        self.trials: BatchSizeTrials | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
         """Refuse at once what cannot be tuned."""
@@ -138,7 +146,8 @@ class BatchSizeFinder(Callback):
         if trainer.fast_dev_run:
             rank_zero_warn(_TOO_SHORT.format("BatchSizeFinder"))
             return
-        self.optimal_batch_size = search_batch_size(self._options, trainer)
+        self.trials = search_batch_size(self._options, trainer)
+        self.optimal_batch_size = self.trials.suggestion()
         entry = trainer.state.fn
         assert entry is not None
         run = trainer.context

@@ -6,15 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fulmen.fabric.optional_packages import require
+from fulmen.tuner.plot_style import ACCENT, LINE, axes_in_style, finish, open_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-# Blue and orange that people with any colour vision tell apart (Okabe and Ito, https://jfly.uni-koeln.de/color).
-_LINE = "#0072B2"
-_MARK = "#D55E00"
-_INK = "#333333"
 
 
 def draw_sweep(
@@ -35,35 +30,30 @@ def draw_sweep(
     Raises:
         MissingPackageError: If matplotlib is not installed.
     """
-    plt = require("matplotlib.pyplot", purpose="LRFinder.plot()", pip="'fulmen-tuner[plots]'")
-    if ax is None:
-        figure, ax = plt.subplots(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-    else:
-        figure = ax.figure
-    assert ax is not None
+    figure, axes = open_figure(ax, purpose="LRFinder.plot()")
     rates, smoothed = results["lr"], results["loss"]
     raw = results.get("raw_loss", ())
     if raw:
-        ax.plot(rates, raw, color=_LINE, alpha=0.3, linewidth=1, label="loss")
-    ax.plot(rates, smoothed, color=_LINE, linewidth=2, label="loss, smoothed")
+        axes.plot(rates, raw, color=LINE, alpha=0.3, linewidth=1, label="loss")
+    axes.plot(rates, smoothed, color=LINE, linewidth=2, label="loss, smoothed")
     if suggested is not None:
-        _mark(ax, rates[suggested], smoothed[suggested])
-    ax.set_xscale("linear" if is_linear else "log")
-    ax.set_ylim(_loss_limits(smoothed, raw))
-    ax.set_xlabel("learning rate")
-    ax.set_ylabel("loss")
-    ax.grid(visible=True, color="#E6E6E6", linewidth=0.8)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(labelcolor=_INK, edgecolor="none", framealpha=0.9)
-    if show:
-        plt.show()
-    return figure
+        _mark(axes, rates[suggested], smoothed[suggested])
+    axes.set_xscale("linear" if is_linear else "log")
+    axes.margins(x=0.02)
+    axes.set_ylim(_loss_limits(smoothed, raw))
+    axes_in_style(axes, "learning rate", "loss")
+    return finish(figure, show=show)
 
 
 def _mark(ax: Axes, rate: float, loss: float) -> None:
-    ax.axvline(rate, color=_MARK, linewidth=1, linestyle=(0, (4, 3)))
-    ax.plot([rate], [loss], "o", color=_MARK, markersize=7, zorder=5, label=f"suggestion: {rate:.2e}")
+    ax.axvline(rate, color=ACCENT, linewidth=1, linestyle=(0, (4, 3)))
+    ax.plot([rate], [loss], "o", color=ACCENT, markersize=7, zorder=5, label=f"suggestion: {_in_print(rate)}")
+
+
+def _in_print(rate: float) -> str:
+    """Two digits and a power of ten, as books set it."""
+    mantissa, exponent = f"{rate:.1e}".split("e")
+    return rf"${mantissa} \times 10^{{{int(exponent)}}}$"
 
 
 def _loss_limits(smoothed: Sequence[float], raw: Sequence[float]) -> tuple[float, float]:
@@ -77,7 +67,7 @@ def _loss_limits(smoothed: Sequence[float], raw: Sequence[float]) -> tuple[float
     if high == low:  # it only rises
         high = max(losses)
     height = (high - low) or max(abs(low), 1.0)
+    lowest = max(min((loss for loss in raw if math.isfinite(loss)), default=low), low - height)
     noise = [loss for loss in raw[: len(way_down)] if math.isfinite(loss)]
-    lowest = max(min(noise, default=low), low - height)
     highest = min(max(noise, default=high), high + height)
     return min(lowest, low) - 0.1 * height, max(highest, high + 0.2 * height)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.rank_zero import rank_zero_info, rank_zero_warn
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
+from fulmen.trainer.errors import StopRun
 from fulmen.trainer.rehearsal import rehearsing
 from fulmen.trainer.trainer import Trainer
 from fulmen.tuner.lr_plot import draw_sweep
@@ -146,6 +148,11 @@ class Sweep(Callback):
 
     Args:
         options: How to sweep.
+
+    Attributes:
+        rates: The learning rate of every step of the sweep.
+        used, losses: The learning rates of the steps that were made, and the losses before them.
+        schedulers: What the module can ask for once the loop has none to step; None leaves all as it is.
     """
 
     def __init__(self, options: SweepOptions) -> None:
@@ -154,6 +161,7 @@ class Sweep(Callback):
         )
         self.used: list[float] = []
         self.losses: list[float] = []
+        self.schedulers: list[Any] | None = None
         self._options = options
         self._smoother = Smoother()
         self._best = math.inf
@@ -164,6 +172,8 @@ class Sweep(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note how the learning rates of the parameter groups relate: a sweep keeps that."""
+        if self.schedulers is not None:
+            trainer.strategy.lr_scheduler_configs = self.schedulers
         for optimizer in trainer.strategy.optimizers:
             rates = [float(group["lr"]) for group in optimizer.param_groups]
             self._ratios.append([rate / rates[0] if rates[0] else 1.0 for rate in rates])
@@ -260,8 +270,10 @@ def sweep(options: SweepOptions, trainer: Trainer) -> LRFinder:
                 " Return a single one while you look for its learning rate, and the others with fixed rates later."
             )
         if module is not None and module.automatic_optimization:
-            trial.strategy.lr_scheduler_configs = []  # the sweep is the only schedule
-        trial.fit_loop.run()
+            # The sweep is the only schedule; the module may still ask for those that it made.
+            watching.schedulers, trial.strategy.lr_scheduler_configs = trial.strategy.lr_scheduler_configs, []
+        with suppress(StopRun):  # the module has enough of the trial, not of the run around it
+            trial.fit_loop.run()
     if not watching.losses:
         raise ConfigurationError(
             f"{options.call} saw no loss in any step of {name}. Either no batch was run, or training_step returned no"

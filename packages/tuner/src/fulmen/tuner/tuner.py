@@ -20,6 +20,7 @@ from fulmen.trainer.trainer import Trainer
 from fulmen.tuner.attributes import find_attribute
 from fulmen.tuner.batch_size import (
     BatchSizeOptions,
+    BatchSizeTrials,
     find_batch_size_attribute,
     loaders_were_passed,
     search_batch_size,
@@ -36,6 +37,9 @@ class Tuner:
 
     Args:
         trainer: Its devices, precision and other flags hold for the trials; its callbacks and loggers take no part.
+
+    Attributes:
+        batch_size_trials: What the last `scale_batch_size` has tried; None before.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -45,6 +49,7 @@ class Tuner:
                 " Pass the Trainer that is going to train."
             )
         self._trainer = trainer
+        self.batch_size_trials: BatchSizeTrials | None = None
 
     def lr_find(
         self,
@@ -68,12 +73,13 @@ class Tuner:
             model: The module; it has one optimizer.
             train_dataloaders, val_dataloaders, datamodule: As for `Trainer.fit`.
             dataloaders, method: Only `method="fit"` trains; there for the sake of `scale_batch_size`.
-            min_lr, max_lr: The learning rates to sweep.
-            num_training: In so many steps.
+            min_lr: The learning rate of the first step.
+            max_lr: That of the last step.
+            num_training: How many steps.
             mode: "exponential" (equal ratios) or "linear" (equal differences).
             early_stop_threshold: End when the loss is above so many times the best; None: never.
             update_attr: Set the attribute of the model to what is suggested?
-            attr_name: Its name, perhaps nested ("optimizer.lr"); "" tries "lr" and "learning_rate".
+            attr_name: Name of the attribute, perhaps nested ("optimizer.lr"); "" tries "lr" and "learning_rate".
 
         Returns:
             The curve, with `suggestion()` and `plot()`; None after Ctrl-C in a notebook.
@@ -123,6 +129,8 @@ class Tuner:
     ) -> int | None:
         """Find the largest batch size that fits into memory, and set the attribute to it.
 
+        With several processes it is the size of each, and fits into the memory of all.
+
         Args:
             model: The module.
             train_dataloaders, val_dataloaders, dataloaders: A datamodule, or nothing: loaders must be made anew.
@@ -147,19 +155,16 @@ class Tuner:
         entry = _entry_point(call, method)
         loaders = _loaders_for(call, entry, train_dataloaders, val_dataloaders, dataloaders)
         self._check_trainer(call, BatchSizeFinder)
-        if self._trainer.world_size > 1 or self._trainer.strategy.launcher is not None:
-            raise ConfigurationError(
-                f"{call} was called with Trainer(strategy={type(self._trainer.strategy).__name__}, devices="
-                f"{self._trainer.num_devices}). When one process runs out of memory, the others would wait for it."
-                " Find the size with Trainer(devices=1): it holds for each process."
-            )
         check_module(model, entry)
         data = _data_of(model, entry, loaders, datamodule)
         attribute = find_batch_size_attribute(options, model, data)
-        found = self._rehearse(entry, model, loaders, datamodule, partial(search_batch_size, options))
-        if found is not None:
-            attribute.write(found)
-            rank_zero_info(f"{call} sets {attribute.name!r} to {found}.")
+        trials = self._rehearse(entry, model, loaders, datamodule, partial(search_batch_size, options))
+        if trials is None:
+            return None
+        self.batch_size_trials = trials
+        found = trials.suggestion()
+        attribute.write(found)
+        rank_zero_info(f"{call} sets {attribute.name!r} to {found}.")
         return found
 
     def _check_trainer(self, call: str, finder: type[Callback]) -> None:

@@ -40,6 +40,21 @@ class CheckpointIO(ABC):
     def remove_checkpoint(self, path: PathLike) -> None:
         """Remove what was saved at `path`; nothing happens if there is nothing."""
 
+    def save_sharded(self, path: PathLike, state: dict[str, Any], *, process_group: Any | None = None) -> None:
+        """Write `state` to the folder `path`, each process its own shards; see `checkpoint_io.save_sharded`.
+
+        Strategies that split a model call it on all processes. Override it for a storage with a layout of its own.
+        """
+        from fulmen.fabric.checkpoint_io.sharded import save_sharded
+
+        save_sharded(path, state, process_group=process_group)
+
+    def load_sharded(self, path: PathLike, state: dict[str, Any], *, process_group: Any | None = None) -> None:
+        """Fill `state` from the folder `path`; see `checkpoint_io.load_sharded`."""
+        from fulmen.fabric.checkpoint_io.sharded import load_sharded
+
+        load_sharded(path, state, process_group=process_group)
+
     def teardown(self) -> None:
         """Finish what is going on in the background, before the process ends."""
         return None

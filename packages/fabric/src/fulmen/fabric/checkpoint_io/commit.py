@@ -1,25 +1,42 @@
-"""Write aside, fsync, rename: one file, all or nothing.
+"""Write aside, fsync, rename: one file or a folder, all or nothing.
 
-A process that is killed while writing leaves `.<name>.<pid>-<random>.tmp` beside the target, never a damaged target;
-`leftovers` finds such files and `remove_leftovers` clears them away.
+A process that is killed while writing leaves `.<name>.<pid>-<host><random>.tmp` beside the target, never a damaged
+target; `clean_leftovers` finds what no process writes any more and clears it away.
+
+A remote object appears when its upload is complete. A remote folder cannot be renamed: there the parts of every save
+have names of their own, and the file that names them is written last.
 """
 
 from __future__ import annotations
 
 import os
-import re
+import secrets
 import shutil
-import time
-from collections.abc import Callable
-from contextlib import suppress
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from fulmen.fabric.checkpoint_io.exchange import replace_folder
+from fulmen.fabric.checkpoint_io.linux_calls import begin_to_sync
 from fulmen.fabric.errors import CheckpointError
-from fulmen.fabric.filesystem import atomic_open, is_local, list_dir, local_path
+from fulmen.fabric.filesystem import (
+    atomic_open,
+    is_local,
+    join,
+    list_dir,
+    local_path,
+    make_dirs,
+    remove,
+    sync_dir,
+    temporary_beside,
+)
 from fulmen.fabric.types import PathLike
 
-_LEFTOVER = re.compile(r"\..+\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
+# Large enough for a disk to work at its full speed.
+_SYNCED_NUM_BYTES = 8 * 2**20
 
 
 def commit(path: PathLike, write: Callable[[IO[bytes]], None]) -> int:
@@ -31,96 +48,165 @@ def commit(path: PathLike, write: Callable[[IO[bytes]], None]) -> int:
     Raises:
         CheckpointError: If the storage fails: no space, no permission, no such device. Other errors of `write` pass.
     """
-    file: _CountingFile | None = None
-    try:
-        with atomic_open(path) as opened:
-            file = _CountingFile(opened)
-            write(file)  # type: ignore[arg-type]
-            if file.failure is not None:
-                raise file.failure
-            num_bytes = opened.tell()
-    except Exception as error:
-        # torch wraps what the file raises in an error of its own.
-        cause = error if file is None or file.failure is None else file.failure
-        if not isinstance(cause, OSError):
-            raise
-        raise _storage_error(path, 0 if file is None else file.num_bytes, cause) from error
+    with storage_failures(path) as written, atomic_open(path) as opened:
+        write(written.counting(opened))
+        if written.failure is not None:
+            raise written.failure
+        num_bytes = opened.tell()
     return num_bytes
 
 
-def leftovers(folder: PathLike) -> list[Path]:
-    """The files in `folder` that writers which no longer run have left half-written. Local folders only.
+@dataclass(frozen=True)
+class FolderAside:
+    """A folder that is being written by several processes, and appears whole or not at all.
 
-    Of those whose process number is of another machine nothing can be known: see `remove_leftovers`.
-    """
-    if not is_local(folder):
-        return []
-    found = [(name, _LEFTOVER.fullmatch(name)) for name in list_dir(folder)]
-    return [Path(local_path(folder), name) for name, match in found if match and not _is_running(int(match["pid"]))]
-
-
-def remove_leftovers(folder: PathLike, older_than_s: float = 0.0) -> list[Path]:
-    """Remove the `leftovers` of `folder`, and return them.
+    Rank 0 makes it with `begin` and ends it with `commit` or `abandon`; all processes `write` files into it.
 
     Args:
-        folder: Where checkpoints are written.
-        older_than_s: Leave files that were written to within so many seconds. On a folder that several machines share,
-            pass more than a save takes: the process numbers of other machines mean nothing here.
+        path: Where it is to be.
+        place: Where it is written.
+        prefix: What the names of the parts begin with.
     """
-    removed = []
-    for path in leftovers(folder):
-        with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime >= older_than_s:
-                path.unlink()
-                removed.append(path)
-    return removed
+
+    path: str
+    place: str
+    prefix: str = ""
+
+    @classmethod
+    def begin(cls, path: PathLike) -> FolderAside:
+        """Make a place to write to."""
+        with storage_failures(path):
+            if not is_local(path):
+                make_dirs(path)
+                return cls(os.fspath(path), os.fspath(path), f"{secrets.token_hex(4)}_")
+            target = Path(local_path(path)).absolute()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            aside = temporary_beside(target)
+            aside.mkdir()
+            return cls(str(target), str(aside))
+
+    def write(self, name: str, write: Callable[[IO[bytes]], None]) -> None:
+        """Write one file of the folder, and wait until it is on the disk.
+
+        Raises:
+            CheckpointError: If the storage fails.
+        """
+        with storage_failures(self.path) as written:
+            if not is_local(self.place):
+                with atomic_open(join(self.place, name)) as opened:
+                    write(written.counting(opened))
+            else:
+                with open(os.path.join(self.place, name), "xb") as opened:
+                    write(written.counting(opened))
+                    opened.flush()
+                    os.fsync(opened.fileno())
+            if written.failure is not None:
+                raise written.failure
+
+    def commit(self, names: set[str]) -> None:
+        """Let the folder appear in its place; what was there before is removed after that.
+
+        Args:
+            names: All files that belong to it.
+        """
+        with storage_failures(self.path):
+            if not is_local(self.place):
+                for name in set(list_dir(self.path)) - names:
+                    remove(join(self.path, name))
+                return
+            sync_dir(self.place)
+            replace_folder(self.place, self.path)
+
+    def abandon(self) -> None:
+        """Remove what was written so far."""
+        with suppress(OSError):
+            if is_local(self.place):
+                shutil.rmtree(self.place)
+                return
+            for name in list_dir(self.place):
+                if name.startswith((self.prefix, f"__{self.prefix}")):
+                    remove(join(self.place, name))
+
+
+class _Written:
+    """How much of a checkpoint is written, and what went wrong."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self.failure: OSError | None = None
+
+    def counting(self, file: IO[bytes]) -> IO[bytes]:
+        """The file, counted."""
+        return _CountingFile(file, self)  # type: ignore[return-value]
 
 
 class _CountingFile:
     """A file that counts what is written and remembers why it could not be."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], written: _Written) -> None:
         self._file = file
-        self.num_bytes = 0
-        self.failure: OSError | None = None
+        self._written = written
+        self._num_begun = 0
 
     def write(self, data: Any) -> int:
+        """Write all of `data`; the disk takes it meanwhile."""
+        view = memoryview(data).cast("B")
         try:
-            written = self._file.write(data)
+            while len(view):
+                count = self._file.write(view[:_SYNCED_NUM_BYTES])
+                view = view[count:]
+                self._written.num_bytes += count
+                if self._written.num_bytes - self._num_begun >= _SYNCED_NUM_BYTES:
+                    begin_to_sync(self._file.fileno(), self._num_begun, self._written.num_bytes - self._num_begun)
+                    self._num_begun = self._written.num_bytes
         except OSError as error:
-            self.failure = self.failure or error
+            self._written.failure = self._written.failure or error
             raise
-        self.num_bytes += written
-        return written
+        return memoryview(data).nbytes
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
 
-def _storage_error(path: PathLike, num_bytes: int, cause: OSError) -> CheckpointError:
-    reason = cause.strerror or str(cause)
+@contextmanager
+def storage_failures(path: PathLike) -> Iterator[_Written]:
+    """Inside, what the storage answers becomes a `CheckpointError` about `path`; other errors pass."""
+    written = _Written()
+    try:
+        yield written
+    except Exception as error:
+        # torch wraps what the file raises in an error of its own.
+        cause = written.failure or error
+        is_storage = isinstance(cause, OSError) or (not is_local(path) and _is_of_a_client(cause))
+        if not is_storage or isinstance(cause, CheckpointError):
+            raise
+        raise _storage_error(path, written.num_bytes, cause) from error
+
+
+def _is_of_a_client(error: BaseException) -> bool:
+    """Is it an error of the package that talks to a remote storage? They are of no family."""
+    return type(error).__module__.partition(".")[0] not in ("builtins", "pickle", "_pickle", "torch", "fulmen")
+
+
+def _storage_error(path: PathLike, num_bytes: int, cause: BaseException) -> CheckpointError:
+    reason = (isinstance(cause, OSError) and cause.strerror) or str(cause) or type(cause).__name__
+    happened = f"The checkpoint {os.fspath(path)!r} could not be written: {reason}, after {num_bytes} bytes"
+    if not is_local(path):
+        folder = Path(tempfile.gettempdir())
+        return CheckpointError(
+            f"{happened}. Before the upload it is collected in the folder for temporary files, {os.fspath(folder)!r}"
+            f"{_free_space(folder)}; nothing was left there, and what was at the path before is unchanged. Make room,"
+            " set TMPDIR to a folder with room for one checkpoint, or pass a path that can be written to."
+        )
     return CheckpointError(
-        f"The checkpoint {os.fspath(path)!r} could not be written: {reason}, after {num_bytes} bytes"
-        f"{_free_space(path)}. It is written beside its place and moved there when it is whole, so nothing was left and"
-        " what was there before is unchanged. Make room, or pass a path that can be written to."
+        f"{happened}{_free_space(Path(local_path(path)).absolute().parent)}. It is written beside its place and moved"
+        " there when it is whole, so nothing was left and what was there before is unchanged. Make room, or pass a path"
+        " that can be written to."
     )
 
 
-def _free_space(path: PathLike) -> str:
-    if not is_local(path):
-        return ""
-    folder = Path(local_path(path)).absolute().parent
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
+def _free_space(folder: Path) -> str:
     with suppress(OSError):
+        existing = next(place for place in (folder, *folder.parents) if place.exists())
         return f" ({shutil.disk_usage(existing).free} bytes are free)"
     return ""
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True

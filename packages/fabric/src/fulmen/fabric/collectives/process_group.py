@@ -31,6 +31,7 @@ class _Opened:
     """How many groups this process has opened: stores outlive groups, and old keys must not be read."""
 
     num_groups = 0
+    num_connections = 0
 
 
 def is_initialized() -> bool:
@@ -41,6 +42,33 @@ def is_initialized() -> bool:
 def default_backend(device: torch.device) -> str:
     """The backend that talks between devices of this type."""
     return "nccl" if device.type == "cuda" else "gloo"
+
+
+def check_backend(backend: str) -> None:
+    """Refuse a backend that this build of torch does not have.
+
+    Args:
+        backend: "gloo", or one for each kind of device: "cpu:gloo,cuda:nccl".
+
+    Raises:
+        ConfigurationError: If so.
+    """
+    if not dist.is_available():
+        raise ConfigurationError(
+            f"process_group_backend={backend!r} is not available. This build of torch has no torch.distributed."
+            " Install a build with it, or pass devices=1."
+        )
+    absent = {
+        name for name, is_there in (("nccl", dist.is_nccl_available), ("mpi", dist.is_mpi_available)) if not is_there()
+    }
+    known = [name for name in dist.Backend.backend_list if name not in {"undefined", *absent}]
+    for part in backend.split(","):
+        name = part.rpartition(":")[2].strip().lower()
+        if name not in known:
+            raise ConfigurationError(
+                f"process_group_backend={backend!r} cannot be used: this build of torch has no {name!r}."
+                f" It has: {', '.join(known)}. Pass one of these, or leave it out to take what fits the device."
+            )
 
 
 def init_distributed(
@@ -60,11 +88,7 @@ def init_distributed(
     Raises:
         ConfigurationError: If torch has no such backend, or another group is open.
     """
-    if not dist.is_available():
-        raise ConfigurationError(
-            f"process_group_backend={backend!r} is not available. This build of torch has no torch.distributed."
-            " Install a build with it, or pass devices=1."
-        )
+    check_backend(backend)
     rank, world_size = environment.global_rank(), environment.world_size()
     if dist.is_initialized():
         if dist.get_world_size() != world_size:
@@ -101,6 +125,21 @@ def _meet(environment: ClusterEnvironment, rank: int, timeout: timedelta) -> Any
     attempt = os.environ.get(_RESTARTS, "0")
     prefix = f"fulmen/attempt{attempt}/group{_Opened.num_groups}"
     return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]  # as above
+
+
+def shared_store() -> Any:
+    """A key-value store that all processes share, empty, over a connection of its own; None when alone.
+
+    For what cannot wait for a collective, and may be used in another thread. The n-th call in one process gets the
+    store of the n-th call in every other.
+    """
+    if not is_initialized() or dist.get_world_size() == 1:
+        return None
+    _Opened.num_connections += 1
+    # The store of the group itself is busy while a collective sets up, and its calls wait for each other.
+    own_connection = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]  # as above
+    name = f"fulmen/shared{_Opened.num_connections}"
+    return dist.PrefixStore(name, own_connection)  # type: ignore[attr-defined]  # as above
 
 
 def close() -> None:

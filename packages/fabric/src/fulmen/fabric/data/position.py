@@ -29,19 +29,24 @@ def check_rank(rank: int, world_size: int) -> None:
         )
 
 
-def share_length(num_units: int, world_size: int, *, drop_last: bool) -> int:
-    """How many of `num_units` each process gets; `drop_last` leaves out what does not go round, else units repeat."""
-    return num_units // world_size if drop_last else -(-num_units // world_size)
+def share_length(num_units: int, rank: int, world_size: int, *, drop_last: bool, repeats: bool = True) -> int:
+    """How many of `num_units` process `rank` gets; see `deal`."""
+    if drop_last:
+        return num_units // world_size
+    return -(-num_units // world_size) if repeats else len(range(rank, num_units, world_size))
 
 
-def deal(units: Iterable[T], rank: int, world_size: int, *, drop_last: bool) -> Iterator[T]:
+def deal(units: Iterable[T], rank: int, world_size: int, *, drop_last: bool, repeats: bool = True) -> Iterator[T]:
     """The units of process `rank`, in order, reading no further ahead than one round.
 
-    If the last round does not reach everybody, it is filled up with the first units (`drop_last=False`) or left out, so
-    that all processes make the same number of steps. The result is that of torch's `DistributedSampler`.
+    If the last round does not reach everybody, it is filled up with the first units, or left out (`drop_last`), so
+    that all processes make the same number of steps. The result is that of torch's `DistributedSampler`. Or it stays as
+    it is (`repeats=False`): every unit is dealt once, and some processes get one more than others.
 
     >>> [list(deal("abcde", rank, 2, drop_last=False)) for rank in (0, 1)]
     [['a', 'c', 'e'], ['b', 'd', 'a']]
+    >>> [list(deal("abcde", rank, 2, drop_last=False, repeats=False)) for rank in (0, 1)]
+    [['a', 'c', 'e'], ['b', 'd']]
     """
     first: list[T] = []
     dealt: list[T] = []
@@ -53,8 +58,9 @@ def deal(units: Iterable[T], rank: int, world_size: int, *, drop_last: bool) -> 
             yield dealt[rank]
             dealt.clear()
     if dealt and not drop_last:
-        dealt += islice(cycle(first), world_size - len(dealt))
-        yield dealt[rank]
+        if repeats:
+            dealt += islice(cycle(first), world_size - len(dealt))
+        yield from dealt[rank : rank + 1]
 
 
 @dataclass(frozen=True, slots=True)

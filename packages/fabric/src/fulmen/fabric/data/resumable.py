@@ -69,6 +69,7 @@ class ResumableLoader:
             sharded, unless its sampler is a `DistributedSampler` already.
         shuffle: With several processes: None shuffles if the loader does; True and False override plain samplers.
         drop_last: With several processes: leave out samples that do not go round, instead of giving some twice.
+        repeats: With several processes: False gives no sample twice, and some processes one more than others.
         seed: The seed of the run, the same on all processes.
         seed_workers: With workers: seed them per batch, from seed, epoch and batch number, so that what they draw does
             not depend on `num_workers` and is the same after a resume.
@@ -86,6 +87,7 @@ class ResumableLoader:
         world_size: int = 1,
         shuffle: bool | None = None,
         drop_last: bool = False,
+        repeats: bool = True,
         seed: int = 0,
         seed_workers: bool = True,
     ) -> None:
@@ -111,12 +113,14 @@ class ResumableLoader:
         self._batches: PositionedBatches | None = None
         self._viewed: Any = loader
         if is_map_loader(loader):
-            self._view(loader, shuffle, drop_last, seed_workers)
+            self._view(loader, shuffle, drop_last, repeats, seed_workers)
         # Where each batch of indices drawn becomes one batch given, to go on is a matter of indices.
         self._enters_by_index = self._batches is not None and iterates_as_torch(loader)
         self._num_workers = int(getattr(loader, "num_workers", 0) or 0)
 
-    def _view(self, loader: DataLoader[Any], shuffle: bool | None, drop_last: bool, seed_workers: bool) -> None:
+    def _view(
+        self, loader: DataLoader[Any], shuffle: bool | None, drop_last: bool, repeats: bool, seed_workers: bool
+    ) -> None:
         was_sharded = is_sharded(loader)
         deals = self.world_size > 1 and not was_sharded
         has_own_state = keeps_state(loader)
@@ -137,6 +141,7 @@ class ResumableLoader:
                 shuffle=shuffle if self.world_size > 1 else None,
                 seed=self.seed,
                 drop_last=drop_last,
+                repeats=repeats,
             )
             self._dealt = self._sharded
             if deals_samples and loader.batch_sampler is not None:

@@ -38,6 +38,7 @@ class ShardedSampler(DistributedSampler[Any]):
         shuffle: True shuffles and False orders what is a plain sampler of torch; None leaves the sampler as it is.
         seed: The seed of the run, the same on all processes.
         drop_last: Leave out the units of the last, incomplete round; else some of the first are given twice.
+        repeats: False gives none twice: some processes get one unit more than others.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class ShardedSampler(DistributedSampler[Any]):
         shuffle: bool | None = None,
         seed: int = 0,
         drop_last: bool = False,
+        repeats: bool = True,
     ) -> None:
         check_rank(rank, world_size)
         plain = is_plain_shuffle(sampler) or type(sampler) is SequentialSampler
@@ -59,15 +61,17 @@ class ShardedSampler(DistributedSampler[Any]):
         self.start = 0  # units of the epoch that are done already
         self.order_rng: dict[str, Any] | None = None  # the random state of a lone process whose order goes on
         self._orders_itself = not plain
+        self._repeats = repeats
 
     def __iter__(self) -> Iterator[Any]:
         units = self._order()
         if self.start:
             units = islice(units, self.start, None)
-        return deal(units, self.rank, self.num_replicas, drop_last=self.drop_last)
+        return deal(units, self.rank, self.num_replicas, drop_last=self.drop_last, repeats=self._repeats)
 
     def __len__(self) -> int:
-        return share_length(len(self.sampler), self.num_replicas, drop_last=self.drop_last)  # type: ignore[arg-type]
+        num_units = len(self.sampler)  # type: ignore[arg-type]
+        return share_length(num_units, self.rank, self.num_replicas, drop_last=self.drop_last, repeats=self._repeats)
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the next iteration: another shuffle for each."""
@@ -95,24 +99,43 @@ class ShardedSampler(DistributedSampler[Any]):
 class DistributedSamplerWrapper(DistributedSampler[Any]):
     """torch's `DistributedSampler` over the order of `sampler` rather than over a dataset.
 
+    The order is drawn anew each epoch, under random numbers that depend on seed and epoch only: all processes agree on
+    it. A sampler without a length is dealt out as it comes, and never shuffled.
+
     Args:
-        sampler: Gives the order; it is asked anew each epoch.
-        args, kwargs: As for `DistributedSampler`, without the dataset.
+        sampler: Gives the order of all processes together; what it gives may be indices or batches of indices.
+        args, kwargs: As for `DistributedSampler`, without the dataset: `num_replicas`, `rank`, `shuffle`, `seed`,
+            `drop_last`.
     """
 
     def __init__(self, sampler: Iterable[Any], *args: Any, **kwargs: Any) -> None:
-        super().__init__(sampler, *args, **kwargs)  # type: ignore[arg-type]
+        stand_in: Any = range(sized_len(sampler) or 0)
+        super().__init__(stand_in, *args, **kwargs)
         self.sampler = sampler
 
     def __iter__(self) -> Iterator[Any]:
-        order = list(self.sampler)
-        return (order[place] for place in super().__iter__())
+        return deal(self._order(), self.rank, self.num_replicas, drop_last=self.drop_last)
+
+    def __len__(self) -> int:
+        num_units = len(self.sampler)  # type: ignore[arg-type]  # if it has no length, this says so
+        return share_length(num_units, self.rank, self.num_replicas, drop_last=self.drop_last)
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the next iteration, for the wrapped sampler too."""
         super().set_epoch(epoch)
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
+
+    def _order(self) -> Iterable[Any]:
+        if sized_len(self.sampler) is None:
+            return self.sampler
+        with isolate_rng(include_cuda=False):
+            seed_generators(derive_seed(self.seed, self.epoch))
+            order = list(self.sampler)
+        if not self.shuffle:
+            return order
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return [order[place] for place in torch.randperm(len(order), generator=generator).tolist()]
 
 
 # Counted from the front; a range of more would not be in C.

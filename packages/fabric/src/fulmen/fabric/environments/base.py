@@ -7,9 +7,13 @@ no connection and starts no process.
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 
 from fulmen.fabric.errors import ConfigurationError
+
+# Names and IP addresses, with dots, dashes and colons; nothing that means something to a shell or in a path.
+_HOST = re.compile(r"(?!-)[A-Za-z0-9._:%-]{1,255}")
 
 
 class ClusterEnvironment(ABC):
@@ -62,6 +66,10 @@ class ClusterEnvironment(ABC):
     def node_rank(self) -> int:
         """Rank of this node."""
 
+    def local_world_size(self) -> int | None:
+        """Number of processes on this node, if the environment knows it before anybody says how many devices to use."""
+        return None
+
     def validate_settings(self, num_devices: int, num_nodes: int) -> None:  # noqa: B027 (nothing to check is an answer)
         """Raise a `ConfigurationError` if the processes that exist are not `num_devices` on `num_nodes` nodes each."""
 
@@ -69,8 +77,13 @@ class ClusterEnvironment(ABC):
         """Undo what this environment changed in the process."""
 
 
-def read_int(variable: str, default: int | None = None) -> int:
+def read_int(variable: str, default: int | None = None, *, tool: str = "torchrun") -> int:
     """The environment variable as a number.
+
+    Args:
+        variable: Its name.
+        default: Stands in where it is not set.
+        tool: What sets it; named in the error.
 
     Raises:
         ConfigurationError: If it is no number, or is missing and there is no default.
@@ -84,5 +97,23 @@ def read_int(variable: str, default: int | None = None) -> int:
         raise ConfigurationError(
             f"The environment variable {variable} is {'not set' if text is None else repr(text)}."
             " It must hold a whole number: the place of this process among all processes is read from it."
-            f" Set {variable}, or start the program with the tool that sets it (such as torchrun)."
+            f" Set {variable}, or start the program with the tool that sets it (such as {tool})."
         ) from None
+
+
+def check_host(name: str, source: str) -> str:
+    """`name`, if it can be a host name or an IP address.
+
+    Args:
+        name: What was read.
+        source: Where it comes from; quoted in the error.
+
+    Raises:
+        ConfigurationError: If it holds anything else.
+    """
+    if _HOST.fullmatch(name) is None:
+        raise ConfigurationError(
+            f"{source} names the host {name!r}. It is neither a host name nor an IP address, and the processes would"
+            " try to meet there. Set MASTER_ADDR to the address of the node of rank 0."
+        )
+    return name

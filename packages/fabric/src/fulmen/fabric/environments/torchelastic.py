@@ -55,6 +55,10 @@ class TorchElasticEnvironment(ClusterEnvironment):
         """`GROUP_RANK`, or 0."""
         return read_int("GROUP_RANK", 0)
 
+    def local_world_size(self) -> int | None:
+        """`LOCAL_WORLD_SIZE`."""
+        return read_int("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else None
+
     def validate_settings(self, num_devices: int, num_nodes: int) -> None:
         """Refuse a number of processes that is not torchrun's.
 

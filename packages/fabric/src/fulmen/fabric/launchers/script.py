@@ -26,6 +26,7 @@ import torch.distributed as dist
 
 from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.errors import ConfigurationError, ProcessFailedError
+from fulmen.fabric.launchers.agent import tell_agent_of_errors
 from fulmen.fabric.launchers.base import (
     GATHER_CAUSE_S,
     GATHER_S,
@@ -85,6 +86,8 @@ class ScriptLauncher(Launcher):
             self._start()
         elif _REPORT_FD in os.environ:
             _report_to_parent()
+        else:
+            tell_agent_of_errors()
         try:
             return function(*args, **kwargs)
         except BaseException as error:

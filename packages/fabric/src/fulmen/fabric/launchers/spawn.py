@@ -6,6 +6,7 @@ caller wants to have. What rank 0 returns, comes back.
 
 from __future__ import annotations
 
+import importlib
 import io
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ import pickle
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -24,6 +25,7 @@ import torch.distributed as dist
 
 from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, ProcessFailedError
+from fulmen.fabric.launchers.agent import tell_agent_of_errors
 from fulmen.fabric.launchers.base import (
     GATHER_CAUSE_S,
     GATHER_S,
@@ -101,6 +103,8 @@ class SpawnLauncher(Launcher):
         num_nodes: Number of nodes.
         start_method: "fork" is quick and works in notebooks, and not once CUDA was used. "spawn" and "forkserver" start
             new Pythons: the program must guard what it does with `if __name__ == "__main__":`.
+        preload: Modules that every process will import. They are imported once: here, before a fork, or in the server
+            that forks.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class SpawnLauncher(Launcher):
         num_processes: int,
         num_nodes: int = 1,
         start_method: StartMethod = "spawn",
+        preload: Sequence[str] = (),
     ) -> None:
         if start_method not in multiprocessing.get_all_start_methods():
             raise ConfigurationError(
@@ -120,7 +125,9 @@ class SpawnLauncher(Launcher):
         self._num_processes = num_processes
         self._num_nodes = num_nodes
         self._start_method = start_method
+        self._preload = tuple(preload)
         self._processes: list[BaseProcess] = []
+        self._parent = 0  # the process that has started them
 
     @property
     def is_interactive_compatible(self) -> bool:
@@ -140,6 +147,7 @@ class SpawnLauncher(Launcher):
         """
         self._environment.validate_settings(self._num_processes, self._num_nodes)
         if self._environment.creates_processes_externally:
+            tell_agent_of_errors()
             return function(*args, **kwargs)
         call = _Call(function, args, kwargs)
         if self._start_method == "fork":
@@ -148,6 +156,7 @@ class SpawnLauncher(Launcher):
         # Kept in this process, and only as long as the others run: they all are its clients.
         store = host_store(self._environment, self._num_processes * self._num_nodes)
         pipes: list[Connection] = []
+        self._parent = os.getpid()
         try:
             self._start(sent, pipes)
             return self._wait(pipes)
@@ -164,12 +173,20 @@ class SpawnLauncher(Launcher):
 
     def kill(self, signum: int) -> None:
         """Send the signal to every process that this launcher started."""
+        if self._parent != os.getpid():  # forked, with a list of processes that are not its own
+            return
         for process in self._processes:
             if process.is_alive() and process.pid is not None:
                 os.kill(process.pid, signum)
 
     def _start(self, call: _Call | bytes, pipes: list[Connection]) -> None:
         context = multiprocessing.get_context(self._start_method)
+        if self._start_method == "fork":
+            for name in self._preload:
+                importlib.import_module(name)
+        elif self._start_method == "forkserver":
+            # Means nothing to a server that runs already, as in a second launch.
+            context.set_forkserver_preload(["__main__", __name__, *self._preload])
         before = None if self._start_method == "fork" else _Globals.collect()
         parent = None if self._start_method == "forkserver" else os.getpid()
         for local_rank in range(self._num_processes):

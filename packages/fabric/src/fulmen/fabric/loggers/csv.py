@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,16 +16,14 @@ from fulmen.fabric.filesystem import (
     get_filesystem,
     is_local,
     join,
-    list_dir,
     local_path,
     make_dirs,
     remove,
 )
 from fulmen.fabric.loggers.base import Logger, rank_zero_experiment
 from fulmen.fabric.loggers.params import add_prefix, as_number
+from fulmen.fabric.loggers.versions import take_version, version_dir
 from fulmen.fabric.rank_zero import rank_zero_only, rank_zero_warn
-
-_VERSION = re.compile(r"version_(\d+)")
 
 
 class CSVLogger(Logger):
@@ -76,7 +73,7 @@ class CSVLogger(Logger):
     def version(self) -> int | str:
         """Which run of the experiment this is; the first look takes a free number if none was given."""
         if self._version is None:
-            self._version = _take_version(join(self._root_dir, self._name))
+            self._version = take_version(join(self._root_dir, self._name))
         return self._version
 
     @property
@@ -87,8 +84,7 @@ class CSVLogger(Logger):
     @property
     def log_dir(self) -> str:
         """The folder of this run."""
-        version = self.version if isinstance(self.version, str) else f"version_{self.version}"
-        return join(self._root_dir, self._name, version)
+        return version_dir(join(self._root_dir, self._name), self.version)
 
     @property
     @rank_zero_experiment
@@ -221,18 +217,3 @@ def _open_text(path: str) -> IO[str]:
         return open(local_path(path), newline="", encoding="utf-8")
     remote: IO[str] = get_filesystem(path).open(path, "r", newline="", encoding="utf-8")
     return remote
-
-
-def _take_version(folder: str) -> int:
-    """The next free number below `folder`; on rank zero its folder is made, so that no other run takes it."""
-    while True:
-        matches = (_VERSION.fullmatch(name) for name in list_dir(folder))
-        version = max((int(match[1]) for match in matches if match), default=-1) + 1
-        if rank_zero_only.rank != 0 or not is_local(folder):
-            return version
-        make_dirs(folder)
-        try:
-            os.mkdir(join(local_path(folder), f"version_{version}"))
-        except FileExistsError:
-            continue
-        return version

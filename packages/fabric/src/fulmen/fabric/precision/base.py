@@ -21,6 +21,18 @@ from fulmen.fabric.types import Optimizable
 
 PrecisionName = str  # "32-true", "16-mixed", ...
 
+# In which type matrix products are computed.
+_COMPUTED_IN: dict[PrecisionName, torch.dtype] = {
+    "64-true": torch.float64,
+    "32-true": torch.float32,
+    "16-true": torch.float16,
+    "16-mixed": torch.float16,
+    "bf16-true": torch.bfloat16,
+    "bf16-mixed": torch.bfloat16,
+    "transformer-engine": torch.float8_e4m3fn,
+    "transformer-engine-float16": torch.float8_e4m3fn,
+}
+
 _FORWARD = ("forward_context",)
 _BACKWARD_AND_STEP = ("pre_backward", "backward", "post_backward", "optimizer_step", "unscale_gradients")
 
@@ -29,6 +41,7 @@ class Precision:
     """32-bit, and the base of every other precision. Users may subclass it and override any method."""
 
     precision: PrecisionName = "32-true"
+    device_types: tuple[str, ...] = ()  # the kinds of device that it works on; empty for all
     _overridden: frozenset[str] = frozenset()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -55,6 +68,11 @@ class Precision:
     def is_plain(self) -> bool:
         """Are forward, backward and step what they are without any precision?"""
         return not self._overridden and not self.scales_loss
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type in which matrix products are computed, where the device can."""
+        return _COMPUTED_IN.get(self.precision, torch.float32)
 
     def convert_module(self, module: Module) -> Module:
         """The module in the type in which its parameters are held; usually the same object."""
@@ -114,38 +132,53 @@ class Precision:
 
 
 # Not `Module.to`, which would cut complex parameters to their real part.
-_CONVERT = {torch.float64: Module.double, torch.float16: Module.half, torch.bfloat16: Module.bfloat16}
+_CONVERT = {
+    torch.float64: Module.double,
+    torch.float32: Module.float,
+    torch.float16: Module.half,
+    torch.bfloat16: Module.bfloat16,
+}
 
 
 class UniformPrecision(Precision):
     """Parameters, inputs, computation and results have one floating-point type. A subclass sets `precision`.
 
     Args:
-        dtype: float64, float16 or bfloat16.
+        dtype: float64, float32, float16 or bfloat16.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type."""
+        return self._dtype
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The floating-point type."""
+        return self.dtype
+
     def convert_module(self, module: Module) -> Module:
         """The module with its floating-point parameters and buffers in the type."""
-        return _CONVERT[self._dtype](module)
+        return _CONVERT[self.dtype](module)
 
     def tensor_init_context(self) -> AbstractContextManager[Any]:
         """Floating-point tensors created inside have the type."""
-        return DefaultDtype(self._dtype)
+        return DefaultDtype(self.dtype)
 
     def module_init_context(self) -> AbstractContextManager[Any]:
         """Modules created inside have parameters of the type."""
-        return DefaultDtype(self._dtype)
+        return DefaultDtype(self.dtype)
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """Tensors that forward creates have the type."""
-        return DefaultDtype(self._dtype)
+        return DefaultDtype(self.dtype)
 
     def convert_input(self, data: Any) -> Any:
         """Floating-point tensors in the type."""
-        return convert_tensors(data, self._dtype)
+        return convert_tensors(data, self.dtype)
 
     def convert_output(self, data: Any) -> Any:
         """Floating-point tensors in the default type of torch."""

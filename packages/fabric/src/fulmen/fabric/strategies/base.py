@@ -7,7 +7,7 @@ it passes the module along.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, TypeVar
 
@@ -29,6 +29,7 @@ from fulmen.fabric.trees import move_data_to_device
 from fulmen.fabric.types import Optimizable, PathLike, ReduceOp, Stateful
 
 _PLAIN = Precision()
+_WRAPPERS = (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)
 TBroadcast = TypeVar("TBroadcast")
 Filter = Mapping[str, Callable[[str, Any], bool]]
 
@@ -287,30 +288,24 @@ class Strategy(ABC):
             CheckpointKeyError: If `strict` and a key of `state` is not in the file.
             ConfigurationError: If `state` is an empty dictionary.
         """
-        if isinstance(state, dict) and not state:
-            raise ConfigurationError(
-                f"load({str(path)!r}, state={{}}) names nothing to load into. The state says what is wanted."
-                " Pass the objects to fill, or leave the state out to get everything back."
-            )
-        checkpoint = self.checkpoint_io.load_checkpoint(path, weights_only=weights_only)
+        refuse_empty(path, state)
+        checkpoint = self.read_checkpoint(path, weights_only)
         if state is None:
             return checkpoint
         if isinstance(state, Module):
             self.load_module_state_dict(state, checkpoint, strict=strict)
             return {}
         if isinstance(state, Optimizer):
-            state.load_state_dict(checkpoint)
+            self.load_optimizer_state(state, checkpoint)
             return {}
-        missing = [key for key in state if key not in checkpoint]
-        if strict and missing:
-            raise CheckpointKeyError(
-                f"{str(path)!r} does not hold {', '.join(map(repr, missing))}."
-                f" It holds: {', '.join(map(repr, checkpoint))}."
-                " Leave these keys out of the state, or pass strict=False to keep what they have."
-            )
+        check_keys(path, state, checkpoint, strict)
         for key in [key for key in state if key in checkpoint]:
             self._fill(state, key, checkpoint.pop(key), strict)
         return checkpoint
+
+    def read_checkpoint(self, path: PathLike, weights_only: bool | None = None) -> dict[str, Any]:
+        """What is in a file, on the CPU; a strategy that needs only a part of it may leave tensors in the file."""
+        return self.checkpoint_io.load_checkpoint(path, weights_only=weights_only)
 
     def get_module_state_dict(self, module: Module) -> dict[str, Any]:
         """The module's state dict, under the names of the user's own module."""
@@ -323,6 +318,10 @@ class Strategy(ABC):
     def get_optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimizer's whole state dict."""
         return optimizer.state_dict()
+
+    def load_optimizer_state(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        """Load what `get_optimizer_state` gave, here or in another number of processes."""
+        optimizer.load_state_dict(state_dict)
 
     def teardown(self) -> None:
         """Release what the run held. The strategy may be set up again."""
@@ -372,17 +371,39 @@ class Strategy(ABC):
         value = state[key]
         if isinstance(value, Module):
             self.load_module_state_dict(value, loaded, strict=strict)
+        elif isinstance(value, Optimizer):
+            self.load_optimizer_state(value, loaded)
         elif isinstance(value, Stateful):
             value.load_state_dict(loaded)
         else:
             state[key] = loaded
 
 
+def refuse_empty(path: PathLike, state: Any) -> None:
+    """Refuse to load into an empty dictionary."""
+    if isinstance(state, dict) and not state:
+        raise ConfigurationError(
+            f"load({str(path)!r}, state={{}}) names nothing to load into. The state says what is wanted."
+            " Pass the objects to fill, or leave the state out to get everything back."
+        )
+
+
+def check_keys(path: PathLike, state: Mapping[str, Any], held: Collection[str], strict: bool) -> None:
+    """If `strict`, refuse keys of `state` that the checkpoint does not hold."""
+    missing = [key for key in state if key not in held]
+    if strict and missing:
+        raise CheckpointKeyError(
+            f"{str(path)!r} does not hold {', '.join(map(repr, missing))}."
+            f" It holds: {', '.join(map(repr, held))}."
+            " Leave these keys out of the state, or pass strict=False to keep what they have."
+        )
+
+
 def users_module(module: Module) -> Module:
-    """The user's own module inside `torch.compile` and `DistributedDataParallel`, in whichever order."""
+    """The user's own module inside `torch.compile` and torch's data-parallel wrappers, in whichever order."""
     while True:
         inner = getattr(module, "_orig_mod", None)
-        if inner is None and isinstance(module, torch.nn.parallel.DistributedDataParallel):
+        if inner is None and isinstance(module, _WRAPPERS):
             inner = module.module
         if inner is None:
             return module

@@ -22,3 +22,11 @@ class ShardsAtInit(Protocol):
 
     def module_sharded_context(self) -> AbstractContextManager[Any]:
         """Modules made inside are sharded."""
+
+
+@runtime_checkable
+class HooksForward(Protocol):
+    """The strategy may work in hooks of the user's own module, and not in a wrapper around it."""
+
+    def hooks_forward(self, module: Module) -> bool:
+        """Does it, for this module? Then whatever the module does must run inside its forward."""

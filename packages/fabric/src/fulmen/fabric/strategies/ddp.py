@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Literal, get_args
+from weakref import WeakSet
 
 import torch
 from torch.nn import Module
@@ -14,22 +15,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fulmen.fabric.accelerators.base import Accelerator
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
-from fulmen.fabric.collectives.process_group import default_backend, default_pg_timeout, init_distributed
+from fulmen.fabric.collectives.process_group import default_pg_timeout
 from fulmen.fabric.environments.base import ClusterEnvironment
-from fulmen.fabric.environments.default import LightningEnvironment
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.launchers.base import Launcher
-from fulmen.fabric.launchers.script import ScriptLauncher
 from fulmen.fabric.launchers.spawn import SpawnLauncher
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.registry import Registry
 from fulmen.fabric.strategies.base import Strategy
-from fulmen.fabric.strategies.parallel import ParallelStrategy
+from fulmen.fabric.strategies.parallel import ProcessGroupStrategy
 
 StartMethod = Literal["popen", "spawn", "fork", "forkserver"]
+# `DistributedDataParallel` looks into torch's compiler when it is made: seconds, in every process that imports it.
+_IMPORTED_BY_DDP = ("torch._dynamo",)
+CommHook = Callable[[Any, Any], Any]
 
 
-class DDPStrategy(ParallelStrategy):
+class DDPStrategy(ProcessGroupStrategy):
     """Data parallel: every process trains a replica on its part of the data.
 
     Args:
@@ -41,7 +43,10 @@ class DDPStrategy(ParallelStrategy):
         process_group_backend: "gloo", "nccl", ...; by default the one for the device.
         timeout: How long a collective waits for the other processes.
         start_method: "popen" runs the program again in every process; the others run a function.
-        kwargs: For `torch.nn.parallel.DistributedDataParallel`.
+        ddp_comm_hook: How gradients are reduced; see torch's `register_comm_hook`.
+        ddp_comm_state: Handed to the hook.
+        ddp_comm_wrapper: Called with the hook; what it returns is registered.
+        kwargs: For `torch.nn.parallel.DistributedDataParallel`, such as `find_unused_parameters` or `static_graph`.
     """
 
     def __init__(
@@ -54,6 +59,10 @@ class DDPStrategy(ParallelStrategy):
         process_group_backend: str | None = None,
         timeout: timedelta | None = default_pg_timeout,
         start_method: StartMethod = "popen",
+        *,
+        ddp_comm_state: object | None = None,
+        ddp_comm_hook: CommHook | None = None,
+        ddp_comm_wrapper: Callable[[CommHook], CommHook] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -62,43 +71,32 @@ class DDPStrategy(ParallelStrategy):
             cluster_environment=cluster_environment,
             checkpoint_io=checkpoint_io,
             precision=precision,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
         )
         if start_method not in get_args(StartMethod):
             raise ConfigurationError(
                 f"DDPStrategy(start_method={start_method!r}) is unknown. It says how the processes are started."
                 f" Pass one of {', '.join(map(repr, get_args(StartMethod)))}."
             )
+        _check_comm_hook(ddp_comm_hook, ddp_comm_state, ddp_comm_wrapper)
         _check_ddp_arguments(kwargs)
-        self._process_group_backend = process_group_backend
-        self._timeout = timeout
         self._start_method: StartMethod = start_method
         self._ddp_kwargs = kwargs
-
-    @property
-    def process_group_backend(self) -> str | None:
-        """The backend: what was asked for, or what fits the device."""
-        if self._process_group_backend is None and self.parallel_devices:
-            return default_backend(self.root_device)
-        return self._process_group_backend
+        self._comm_state = ddp_comm_state
+        self._comm_hook = ddp_comm_hook
+        self._comm_wrapper = ddp_comm_wrapper
+        # Of those with a static graph. Made when needed: it does not pickle, and spawned processes get this object.
+        self._has_exchanged: WeakSet[Module] | None = None
 
     def configure_launcher(self) -> Launcher:
         """The program again for "popen", a function in new processes for the other start methods."""
-        if self.cluster_environment is None:
-            self.cluster_environment = LightningEnvironment()
+        launcher = super().configure_launcher()
         if self._start_method == "popen":
-            return ScriptLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
-        return SpawnLauncher(self.cluster_environment, self.num_processes, self.num_nodes, self._start_method)
-
-    def setup_environment(self) -> None:
-        """Take the device and join the other processes."""
-        if self.cluster_environment is None:
-            self.cluster_environment = LightningEnvironment()
-        self.set_world_ranks()
-        super().setup_environment()
-        _share_threads(self.num_processes)
-        backend = self.process_group_backend or "gloo"
-        device_id = self.root_device if backend == "nccl" else None
-        init_distributed(self.cluster_environment, backend, self._timeout, device_id)
+            return launcher
+        return SpawnLauncher(
+            self.joined_environment(), self.num_processes, self.num_nodes, self._start_method, preload=_IMPORTED_BY_DDP
+        )
 
     def module_to_device(self, module: Module) -> None:
         """Move the module to the device of this process."""
@@ -110,10 +108,17 @@ class DDPStrategy(ParallelStrategy):
             return module
         device = self.root_device
         device_ids = None if device.type == "cpu" else [device.index]
-        return DistributedDataParallel(module, device_ids=device_ids, **self._ddp_kwargs)
+        wrapped = DistributedDataParallel(module, device_ids=device_ids, **self._ddp_kwargs)
+        if self._comm_hook is not None:
+            hook = self._comm_hook if self._comm_wrapper is None else self._comm_wrapper(self._comm_hook)
+            wrapped.register_comm_hook(self._comm_state, hook)
+        return wrapped
 
     def no_backward_sync(self, module: Module, enabled: bool) -> AbstractContextManager[Any]:
         """Backward inside exchanges no gradients, if `enabled`; forward must run inside too.
+
+        With `static_graph`, the first block exchanges them all the same: torch learns the graph from an exchange. Means
+        of parts add up to the mean of all, so gradients are what they would have been.
 
         Raises:
             ArgumentTypeError: If the module has gradients to exchange and was not set up.
@@ -121,6 +126,8 @@ class DDPStrategy(ParallelStrategy):
         if not enabled:
             return nullcontext()
         if isinstance(module, DistributedDataParallel):
+            if module.static_graph and module not in (self._has_exchanged or ()):
+                return self._exchanging_once(module)
             return module.no_sync()
         if any(parameter.requires_grad for parameter in module.parameters()):
             raise ArgumentTypeError(
@@ -129,6 +136,13 @@ class DDPStrategy(ParallelStrategy):
                 " Pass that one."
             )
         return nullcontext()
+
+    @contextmanager
+    def _exchanging_once(self, module: Module) -> Iterator[None]:
+        yield
+        if any(parameter.grad is not None for parameter in module.parameters()):
+            self._has_exchanged = self._has_exchanged or WeakSet()
+            self._has_exchanged.add(module)
 
     @classmethod
     def register_strategies(cls, strategy_registry: Registry[type[Strategy]]) -> None:
@@ -149,6 +163,21 @@ class DDPStrategy(ParallelStrategy):
         )
 
 
+def _check_comm_hook(hook: object, state: object, wrapper: object) -> None:
+    given = {"ddp_comm_hook": hook, "ddp_comm_wrapper": wrapper}
+    for name, value in given.items():
+        if value is not None and not callable(value):
+            raise ArgumentTypeError(
+                f"DDPStrategy({name}={value!r}) is no function. It reduces the gradients of all processes."
+                " Pass a function, such as torch's default_hooks.fp16_compress_hook."
+            )
+    if hook is None and (state is not None or wrapper is not None):
+        raise ConfigurationError(
+            f"DDPStrategy({'ddp_comm_state' if state is not None else 'ddp_comm_wrapper'}=...) has no hook to go with."
+            " It changes what a communication hook does. Pass ddp_comm_hook, too."
+        )
+
+
 def _check_ddp_arguments(kwargs: dict[str, Any]) -> None:
     known = set(inspect.signature(DistributedDataParallel).parameters) - {"module", "device_ids"}
     unknown = sorted(set(kwargs) - known)
@@ -158,11 +187,3 @@ def _check_ddp_arguments(kwargs: dict[str, Any]) -> None:
             " Further arguments go to torch.nn.parallel.DistributedDataParallel, which does not take it."
             f" It takes: {', '.join(sorted(known))}."
         )
-
-
-def _share_threads(num_processes: int) -> None:
-    """Processes that each use all cores slow each other down; what the user has set stays."""
-    if num_processes > 1 and "OMP_NUM_THREADS" not in os.environ:
-        num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        # Never more than now: forked processes are held at one.
-        torch.set_num_threads(min(torch.get_num_threads(), max(1, num_cores // num_processes)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC
+from datetime import timedelta
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +14,10 @@ from fulmen.fabric.accelerators.base import Accelerator
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
 from fulmen.fabric.collectives import process_group, tensors
 from fulmen.fabric.environments.base import ClusterEnvironment
-from fulmen.fabric.errors import ConfigurationError
+from fulmen.fabric.environments.default import LightningEnvironment
+from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
+from fulmen.fabric.launchers.base import Launcher
+from fulmen.fabric.launchers.script import ScriptLauncher
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.rank_zero import rank_zero_only
 from fulmen.fabric.strategies.base import Strategy, TBroadcast
@@ -151,3 +156,79 @@ class ParallelStrategy(Strategy, ABC):
         super().teardown()
         if self.cluster_environment is not None:
             self.cluster_environment.teardown()
+
+
+class ProcessGroupStrategy(ParallelStrategy, ABC):
+    """One process per device, joined in the process group of `torch.distributed`.
+
+    Args:
+        accelerator, parallel_devices, cluster_environment, checkpoint_io, precision: See `ParallelStrategy`.
+        process_group_backend: "gloo", "nccl", ...; by default the one for the device.
+        timeout: How long a collective waits for the other processes.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator | None = None,
+        parallel_devices: list[torch.device] | None = None,
+        cluster_environment: ClusterEnvironment | None = None,
+        checkpoint_io: CheckpointIO | None = None,
+        precision: Precision | None = None,
+        process_group_backend: str | None = None,
+        timeout: timedelta | None = process_group.default_pg_timeout,
+    ) -> None:
+        super().__init__(
+            accelerator=accelerator,
+            parallel_devices=parallel_devices,
+            cluster_environment=cluster_environment,
+            checkpoint_io=checkpoint_io,
+            precision=precision,
+        )
+        if timeout is not None and not isinstance(timeout, timedelta):
+            raise ArgumentTypeError(
+                f"{type(self).__name__}(timeout={timeout!r}) is a {type(timeout).__name__}. It says how long a"
+                " collective waits. Pass a datetime.timedelta, such as timedelta(minutes=5)."
+            )
+        self._process_group_backend = process_group_backend
+        self._timeout = timeout
+
+    @property
+    def process_group_backend(self) -> str | None:
+        """The backend: what was asked for, or what fits the device."""
+        if self._process_group_backend is None and self.parallel_devices:
+            return process_group.default_backend(self.root_device)
+        return self._process_group_backend
+
+    def joined_environment(self) -> ClusterEnvironment:
+        """The environment; one machine without a cluster manager if none was given."""
+        if self.cluster_environment is None:
+            self.cluster_environment = LightningEnvironment()
+        return self.cluster_environment
+
+    def configure_launcher(self) -> Launcher:
+        """Runs the program again in every process.
+
+        Raises:
+            ConfigurationError: If torch has no such backend: before a process is started.
+        """
+        if self._process_group_backend is not None:
+            process_group.check_backend(self._process_group_backend)
+        return ScriptLauncher(self.joined_environment(), self.num_processes, self.num_nodes)
+
+    def setup_environment(self) -> None:
+        """Take the device and join the other processes."""
+        environment = self.joined_environment()
+        self.set_world_ranks()
+        super().setup_environment()
+        _share_threads(self.num_processes)
+        backend = self.process_group_backend or "gloo"
+        device_id = self.root_device if backend == "nccl" else None
+        process_group.init_distributed(environment, backend, self._timeout, device_id)
+
+
+def _share_threads(num_processes: int) -> None:
+    """Processes that each use all cores slow each other down; what the user has set stays."""
+    if num_processes > 1 and "OMP_NUM_THREADS" not in os.environ:
+        num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        # Never more than now: forked processes are held at one.
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, num_cores // num_processes)))

@@ -6,8 +6,14 @@ from fulmen.fabric.lazy_face import lazy_face
 
 if TYPE_CHECKING:
     from fulmen.trainer.callbacks.checkpoint import Checkpoint as Checkpoint
+    from fulmen.trainer.callbacks.device_stats import DeviceStatsMonitor as DeviceStatsMonitor
     from fulmen.trainer.callbacks.early_stopping import EarlyStopping as EarlyStopping
     from fulmen.trainer.callbacks.early_stopping import EarlyStoppingReason as EarlyStoppingReason
+    from fulmen.trainer.callbacks.finetuning import BackboneFinetuning as BackboneFinetuning
+    from fulmen.trainer.callbacks.finetuning import BaseFinetuning as BaseFinetuning
+    from fulmen.trainer.callbacks.gradient_accumulation import (
+        GradientAccumulationScheduler as GradientAccumulationScheduler,
+    )
     from fulmen.trainer.callbacks.lambda_callback import LambdaCallback as LambdaCallback
     from fulmen.trainer.callbacks.lr_monitor import LearningRateMonitor as LearningRateMonitor
     from fulmen.trainer.callbacks.model_checkpoint import ModelCheckpoint as ModelCheckpoint
@@ -16,18 +22,30 @@ if TYPE_CHECKING:
     from fulmen.trainer.callbacks.on_exception_checkpoint import OnExceptionCheckpoint as OnExceptionCheckpoint
     from fulmen.trainer.callbacks.progress_bar import ProgressBar as ProgressBar
     from fulmen.trainer.callbacks.progress_bar import get_standard_metrics as get_standard_metrics
+    from fulmen.trainer.callbacks.spike import SpikeDetection as SpikeDetection
+    from fulmen.trainer.callbacks.stochastic_weight_averaging import (
+        StochasticWeightAveraging as StochasticWeightAveraging,
+    )
+    from fulmen.trainer.callbacks.throughput import ThroughputMonitor as ThroughputMonitor
     from fulmen.trainer.callbacks.timer import Interval as Interval
     from fulmen.trainer.callbacks.timer import Timer as Timer
     from fulmen.trainer.callbacks.tqdm_bar import Tqdm as Tqdm
     from fulmen.trainer.callbacks.tqdm_bar import convert_inf as convert_inf
     from fulmen.trainer.callbacks.tqdm_progress_bar import TQDMProgressBar as TQDMProgressBar
+    from fulmen.trainer.callbacks.weight_averaging import EMAWeightAveraging as EMAWeightAveraging
+    from fulmen.trainer.callbacks.weight_averaging import WeightAveraging as WeightAveraging
     from fulmen.trainer.core.callback import Callback as Callback
 
 __all__ = [
+    "BackboneFinetuning",
+    "BaseFinetuning",
     "Callback",
     "Checkpoint",
+    "DeviceStatsMonitor",
+    "EMAWeightAveraging",
     "EarlyStopping",
     "EarlyStoppingReason",
+    "GradientAccumulationScheduler",
     "Interval",
     "LambdaCallback",
     "LearningRateMonitor",
@@ -36,9 +54,13 @@ __all__ = [
     "ModelSummary",
     "OnExceptionCheckpoint",
     "ProgressBar",
+    "SpikeDetection",
+    "StochasticWeightAveraging",
     "TQDMProgressBar",
+    "ThroughputMonitor",
     "Timer",
     "Tqdm",
+    "WeightAveraging",
     "convert_inf",
     "get_standard_metrics",
 ]
@@ -46,10 +68,15 @@ __all__ = [
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
+        "BackboneFinetuning": "fulmen.trainer.callbacks.finetuning",
+        "BaseFinetuning": "fulmen.trainer.callbacks.finetuning",
         "Callback": "fulmen.trainer.core.callback",
         "Checkpoint": "fulmen.trainer.callbacks.checkpoint",
+        "DeviceStatsMonitor": "fulmen.trainer.callbacks.device_stats",
+        "EMAWeightAveraging": "fulmen.trainer.callbacks.weight_averaging",
         "EarlyStopping": "fulmen.trainer.callbacks.early_stopping",
         "EarlyStoppingReason": "fulmen.trainer.callbacks.early_stopping",
+        "GradientAccumulationScheduler": "fulmen.trainer.callbacks.gradient_accumulation",
         "Interval": "fulmen.trainer.callbacks.timer",
         "LambdaCallback": "fulmen.trainer.callbacks.lambda_callback",
         "LearningRateMonitor": "fulmen.trainer.callbacks.lr_monitor",
@@ -58,9 +85,13 @@ __getattr__, __dir__ = lazy_face(
         "ModelSummary": "fulmen.trainer.callbacks.model_summary",
         "OnExceptionCheckpoint": "fulmen.trainer.callbacks.on_exception_checkpoint",
         "ProgressBar": "fulmen.trainer.callbacks.progress_bar",
+        "SpikeDetection": "fulmen.trainer.callbacks.spike",
+        "StochasticWeightAveraging": "fulmen.trainer.callbacks.stochastic_weight_averaging",
         "TQDMProgressBar": "fulmen.trainer.callbacks.tqdm_progress_bar",
+        "ThroughputMonitor": "fulmen.trainer.callbacks.throughput",
         "Timer": "fulmen.trainer.callbacks.timer",
         "Tqdm": "fulmen.trainer.callbacks.tqdm_bar",
+        "WeightAveraging": "fulmen.trainer.callbacks.weight_averaging",
         "convert_inf": "fulmen.trainer.callbacks.tqdm_bar",
         "get_standard_metrics": "fulmen.trainer.callbacks.progress_bar",
     },

@@ -17,7 +17,6 @@ from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.filesystem import exists, get_filesystem, is_local, list_dir
 from fulmen.fabric.rank_zero import rank_zero_info, rank_zero_warn
 from fulmen.trainer._typing import Trainer
-from fulmen.trainer.callbacks.agreed_clock import AgreedClock
 from fulmen.trainer.callbacks.checkpoint import Checkpoint
 from fulmen.trainer.callbacks.links import link_or_copy
 from fulmen.trainer.callbacks.monitored import MetricNotLoggedError, check_mode, not_logged, validated_once_per_epoch
@@ -25,6 +24,7 @@ from fulmen.trainer.callbacks.save_rules import check_intervals, check_top_k, va
 from fulmen.trainer.checkpoint.filename import check_template, default_template, fill_template, first_free
 from fulmen.trainer.checkpoint.ranking import Ranking, worst_possible
 from fulmen.trainer.core.module import LightningModule
+from fulmen.trainer.run.agreed_clock import AgreedClock
 from fulmen.trainer.stages import EntryPoint
 
 
@@ -137,7 +137,7 @@ class ModelCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Settle the folder, the same on all processes."""
-        self.dirpath = trainer.strategy.broadcast(self._folder(trainer))
+        self.dirpath = trainer.strategy.broadcast(self.folder(trainer))
         self._trains = stage == EntryPoint.FIT
         saves = self._trains and trainer.is_global_zero and self.save_top_k != 0 and not trainer.fast_dev_run
         if saves and self.dirpath and list_dir(self.dirpath):
@@ -288,9 +288,8 @@ class ModelCheckpoint(Checkpoint):
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Would a checkpoint with this score be kept? All processes get the same answer."""
-        if current is None:
-            return False
-        return bool(trainer.strategy.reduce_boolean_decision(self._ranking().accepts(float(current))))
+        accepted = current is not None and self._ranking().accepts(float(current))
+        return current is not None and bool(trainer.strategy.reduce_boolean_decision(accepted))
 
     def _ranking(self) -> Ranking:
         return Ranking(self.save_top_k, self.mode, {path: float(score) for path, score in self.best_k_models.items()})
@@ -348,7 +347,8 @@ class ModelCheckpoint(Checkpoint):
 
     # ---- where
 
-    def _folder(self, trainer: Trainer) -> str:
+    def folder(self, trainer: Trainer) -> str:
+        """Where this run's checkpoints are."""
         if self.dirpath is not None:
             return self.dirpath
         if not trainer.loggers:
@@ -395,7 +395,7 @@ class ModelCheckpoint(Checkpoint):
 
     def find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         """The files that `save_last` has left in the folder, also in earlier runs."""
-        folder = self._folder(trainer)
+        folder = self.folder(trainer)
         parts = Formatter().parse(self.CHECKPOINT_NAME_LAST)
         literals = [re.escape(text) + ("" if name is None else ".*") for text, name, _, _ in parts]
         version = rf"({re.escape(self.CHECKPOINT_JOIN_CHAR)}v\d+)?"

@@ -9,9 +9,9 @@ from typing import Any
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.rank_zero import rank_zero_info
 from fulmen.trainer._typing import Trainer
-from fulmen.trainer.callbacks.agreed_clock import AgreedClock
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
+from fulmen.trainer.run.agreed_clock import AgreedClock
 from fulmen.trainer.stages import Stage
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fulmen.fabric.seeding import collect_rng_state
+from fulmen.trainer.checkpoint.position import FitPosition
 from fulmen.trainer.core.hparams import hyperparameter_entries
 from fulmen.trainer.hooks.table import Listener
 from fulmen.trainer.run.context import RunContext
@@ -26,6 +27,7 @@ def dump(
     epoch: int,
     global_step: int,
     weights_only: bool = False,
+    position: FitPosition | None = None,
 ) -> dict[str, Any]:
     """Everything from which the run can go on.
 
@@ -34,6 +36,7 @@ def dump(
         loops: The saved form of each loop, by name.
         epoch, global_step: Epochs and optimizer steps done.
         weights_only: Leave out optimizers, schedulers and callbacks.
+        position: Where the fit is, as far as `loops` does not say it.
     """
     strategy, hooks = run.strategy, run.hooks
     module, datamodule = strategy.lightning_module, run.data.datamodule
@@ -52,7 +55,7 @@ def dump(
         precision = strategy.precision_plugin
         if state := precision.state_dict():
             checkpoint[type(precision).__qualname__] = state
-        checkpoint[FULMEN_KEY] = _own_state(run)
+        checkpoint[FULMEN_KEY] = _own_state(run, position or FitPosition())
     for owner in (module, datamodule):
         if owner is not None:
             checkpoint.update(hyperparameter_entries(owner))
@@ -73,13 +76,18 @@ def callback_states(run: RunContext) -> dict[str, Any]:
     return states
 
 
-def _own_state(run: RunContext) -> dict[str, Any]:
-    """What the reference does not keep: random numbers, the place in the data, sums of metrics."""
+def _own_state(run: RunContext, position: FitPosition) -> dict[str, Any]:
+    """What the reference does not keep: random numbers, the place in the data, sums of metrics and gradients."""
     prepared = run.data.prepared.get(Stage.TRAIN)
+    validation = position.validation
+    # All processes are in the same window, or none is in one.
+    waiting = position.gradients
     return {
         "form": FULMEN_FORM,
         "world_size": run.strategy.world_size,
-        "rng": run.strategy.gather_objects(collect_rng_state()),
+        "rng": run.strategy.gather_objects(validation.rng or collect_rng_state()),
         "data": prepared.state_dict() if prepared is not None else None,
         "metrics": run.metrics.state_dict(),
+        "validation": {"seen_batches": validation.seen_batches, "under_way": validation.is_under_way},
+        "gradients": None if waiting is None else run.strategy.gather_objects(waiting),
     }

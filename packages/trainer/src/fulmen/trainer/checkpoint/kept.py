@@ -16,7 +16,7 @@ from fulmen.fabric.errors import CheckpointError
 from fulmen.fabric.filesystem import exists, get_filesystem, is_local, join, list_dir, local_path
 
 _EXTENSION = ".ckpt"
-_LAST = re.compile(r"last(-v\d+)?\.ckpt")
+_LAST = re.compile(r"(last(-v\d+)?|stopped)\.ckpt")
 _RANKER = "ModelCheckpoint"  # how the state keys of ranking callbacks begin
 
 

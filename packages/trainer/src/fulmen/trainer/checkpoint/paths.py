@@ -10,6 +10,8 @@ from fulmen.fabric.errors import CheckpointNotFoundError, ConfigurationError
 from fulmen.fabric.filesystem import exists, get_filesystem, list_dir
 from fulmen.fabric.types import PathLike
 
+# What a signal has stopped. Each such stop replaces the one before: only the newest is of use.
+STOPPED_NAME = "stopped.ckpt"
 _HPC_NAME = re.compile(r"hpc_ckpt_(\d+)\.ckpt")
 
 
@@ -18,6 +20,9 @@ class RanksCheckpoints(Protocol):
     """A callback that knows its best checkpoint, and where its last ones may be."""
 
     best_model_path: str
+
+    def folder(self, trainer: Any) -> str:
+        """Where its checkpoints are."""
 
     def find_last_checkpoints(self, trainer: Any) -> Iterable[str]:
         """Paths that may hold the last checkpoint; not all of them need to exist."""
@@ -191,6 +196,7 @@ def gather_offers(callbacks: Iterable[object], *, root_dir: PathLike, trainer: o
         if isinstance(callback, RanksCheckpoints):
             best.append(callback.best_model_path)
             candidates.update(path for path in callback.find_last_checkpoints(trainer) if path)
+            candidates.add(os.path.join(callback.folder(trainer), STOPPED_NAME))
         elif isinstance(callback, SavesOnException):
             left.add(callback.path_after_exception())
     times = {path: _written_at(path) for path in candidates | left if exists(path)}
@@ -202,6 +208,14 @@ def gather_offers(callbacks: Iterable[object], *, root_dir: PathLike, trainer: o
         left_by_exception=frozenset(left & times.keys()),
         hpc=os.path.join(root, hpc) if hpc else None,
     )
+
+
+def stopped_path(callbacks: Iterable[object], *, trainer: object) -> str | None:
+    """Where to keep a fit that a signal has stopped: beside the other checkpoints; None if none are kept."""
+    for callback in callbacks:
+        if isinstance(callback, RanksCheckpoints):
+            return os.path.join(callback.folder(trainer), STOPPED_NAME)
+    return None
 
 
 def check_exists(path: str, *, call: str = "Trainer.fit") -> None:

@@ -10,11 +10,15 @@ from fulmen.fabric.rank_zero import warn_once
 from fulmen.fabric.seeding import restore_rng_state
 from fulmen.trainer.checkpoint.dump import FULMEN_KEY
 from fulmen.trainer.checkpoint.migrate import migrate_checkpoint
-from fulmen.trainer.errors import CheckpointError
+from fulmen.trainer.errors import CheckpointError, MisconfigurationException
 from fulmen.trainer.hooks.table import Listener
 from fulmen.trainer.run.context import RunContext
 
 Checkpoint = dict[str, Any]
+
+
+class WeightsDoNotFitError(CheckpointError, MisconfigurationException):
+    """The module has other parameters, or parameters of another shape."""
 
 
 def read(run: RunContext, path: str, *, weights_only: bool | None = None) -> Checkpoint:
@@ -42,13 +46,27 @@ def restore_weights(run: RunContext, checkpoint: Checkpoint) -> None:
     module = strategy.lightning_module
     assert module is not None
     hooks.fire_group(Listener.MODULE, "on_load_checkpoint", checkpoint)
-    strategy.load_model_state_dict(checkpoint, strict=module.strict_loading)
+    try:
+        strategy.load_model_state_dict(checkpoint, strict=module.strict_loading)
+    except RuntimeError as error:
+        raise WeightsDoNotFitError(
+            f"The weights of `ckpt_path` do not fit {type(module).__name__}. {_gist(error)}."
+            " The checkpoint was saved by another module, or by an older form of this one."
+            " Build the module as it was then; strict_loading=False on it leaves out what only one of the two has."
+        ) from error
     if datamodule is not None:
         state = checkpoint.get(type(datamodule).__qualname__)
         if state is not None:
             datamodule.load_state_dict(state)
     hooks.fire_group(Listener.CALLBACKS, "on_load_checkpoint", checkpoint)
     _restore_callbacks(run, checkpoint.get("callbacks"))
+
+
+def _gist(error: RuntimeError) -> str:
+    """What torch says, on one line, without the class that the user knows."""
+    lines = [line.strip().rstrip(". ") for line in str(error).splitlines()]
+    found = [line for line in lines if line and not line.startswith("Error(s) in loading")]
+    return "; ".join(found[:3] or lines[:1])[:300]
 
 
 def _restore_callbacks(run: RunContext, states: Mapping[str, Any] | None) -> None:

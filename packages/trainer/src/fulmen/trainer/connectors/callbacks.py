@@ -9,10 +9,12 @@ from fulmen.trainer.callbacks.model_summary import ModelSummary
 from fulmen.trainer.callbacks.progress_bar import ProgressBar
 from fulmen.trainer.callbacks.timer import Timer
 from fulmen.trainer.callbacks.tqdm_progress_bar import TQDMProgressBar
+from fulmen.trainer.connectors.hook_calls import check_hook_calls
+from fulmen.trainer.connectors.hook_names import check_hook_names
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.errors import ArgumentTypeError, ConfigurationError, MisconfigurationException
-from fulmen.trainer.run.settings import Settings, barebones_conflict
+from fulmen.trainer.run.settings import Settings, barebones_conflict, require_switch
 
 CallbackFlag = Iterable[Callback] | Callback | None
 
@@ -46,6 +48,8 @@ def choose_callbacks(
         "enable_progress_bar": enable_progress_bar,
         "enable_model_summary": enable_model_summary,
     }
+    for name, value in flags.items():
+        require_switch(name, value, optional=True)
     if settings.barebones:
         for name, value in flags.items():
             if value:
@@ -117,6 +121,8 @@ def _as_list(callbacks: CallbackFlag) -> list[Callback]:
         found = [callbacks]
     for callback in found:
         if isinstance(callback, Callback):
+            check_hook_names(callback)
+            check_hook_calls(callback)
             continue
         if isinstance(callback, type) and issubclass(callback, Callback):
             what, fix = "a class, not an object", f"Pass {callback.__name__}(...)"

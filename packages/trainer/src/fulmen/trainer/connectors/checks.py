@@ -1,8 +1,11 @@
 """Does the module implement what this entry point needs? Asked before any work begins."""
 
+import os
 import warnings
 
-from fulmen.fabric.rank_zero import PossibleUserWarning
+from fulmen.fabric.rank_zero import PossibleUserWarning, rank_zero_deprecation
+from fulmen.trainer.connectors.hook_calls import check_hook_calls
+from fulmen.trainer.connectors.hook_names import check_hook_names, misspelt
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.data.sources import RunData
 from fulmen.trainer.errors import ArgumentTypeError, ConfigurationError, MisconfigurationException
@@ -19,6 +22,10 @@ _STEPS = {
 
 class NotAModuleError(ArgumentTypeError):
     """What was passed as the model is no LightningModule."""
+
+
+class BothConfigureModelError(MisconfigurationException, RuntimeError):
+    """The old and the new name of one hook are both overridden."""
 
 
 def check_module(model: object, entry: EntryPoint) -> None:
@@ -44,12 +51,31 @@ def check_module(model: object, entry: EntryPoint) -> None:
         )
 
 
+def check_path(ckpt_path: object, entry: EntryPoint) -> None:
+    """Refuse a `ckpt_path` that is no path.
+
+    Raises:
+        ArgumentTypeError: Quoting it.
+    """
+    if ckpt_path is not None and not isinstance(ckpt_path, str | os.PathLike):
+        raise ArgumentTypeError(
+            f"Trainer.{entry}(ckpt_path={ckpt_path!r}) is a {type(ckpt_path).__name__}, not a path."
+            " It names the checkpoint that the run goes on from. Pass a str or a Path, or 'best', 'last' or 'hpc'."
+        )
+
+
 def check_entry_point(module: LightningModule, data: RunData, entry: EntryPoint, settings: Settings) -> None:
     """Refuse a module that lacks what this entry point calls.
 
     Raises:
         ConfigurationError: Naming what is missing.
     """
+    for owner in (module, data.datamodule):
+        if owner is not None:
+            check_hook_names(owner)
+            check_hook_calls(owner)
+    if is_overridden("configure_sharded_model", module, LightningModule):
+        _check_configure_sharded_model(module)
     if entry is EntryPoint.FIT:
         _check_fit(module, data, settings)
     else:
@@ -64,7 +90,7 @@ def _check_fit(module: LightningModule, data: RunData, settings: Settings) -> No
     ):
         if not is_overridden(method, module, LightningModule):
             raise ConfigurationError(
-                f"Trainer.fit({name}) cannot run: {name} has no {method}()."
+                f"Trainer.fit({name}) cannot run: {name} has no {method}(){_nearly(module, method)}."
                 f" A fit needs `training_step`, `configure_optimizers` and a `train_dataloader`; {method} {what}."
                 f" Define {method}(self{', batch, batch_idx' if method == 'training_step' else ''}) in {name}."
             )
@@ -102,6 +128,11 @@ def _check_fit(module: LightningModule, data: RunData, settings: Settings) -> No
 def _check_evaluation(module: LightningModule, data: RunData, entry: EntryPoint) -> None:
     name = type(module).__name__
     step, stage = _STEPS[entry]
+    if getattr(module, step) is None:
+        raise ConfigurationError(
+            f"Trainer.{entry}({name}) cannot run: {name}.{step} is None."
+            f" It is called for every batch. Define {step}(self, batch, batch_idx) in {name}, or leave the name alone."
+        )
     if step == "predict_step":
         if not is_overridden(step, module, LightningModule) and not is_overridden("forward", module, LightningModule):
             raise ConfigurationError(
@@ -110,7 +141,7 @@ def _check_evaluation(module: LightningModule, data: RunData, entry: EntryPoint)
             )
     elif not is_overridden(step, module, LightningModule):
         raise ConfigurationError(
-            f"Trainer.{entry}({name}) cannot run: {name} has no {step}()."
+            f"Trainer.{entry}({name}) cannot run: {name} has no {step}(){_nearly(module, step)}."
             f" It is called for every batch. Define {step}(self, batch, batch_idx) in {name}."
         )
     if not data.is_defined(stage):
@@ -120,3 +151,22 @@ def _check_evaluation(module: LightningModule, data: RunData, entry: EntryPoint)
             f" It was passed no loaders and no datamodule, and the module defines no {method}()."
             f" Pass dataloaders=DataLoader(...), or datamodule=..., or define {method}()."
         )
+
+
+def _nearly(module: LightningModule, method: str) -> str:
+    """What to say of a method that may be a misspelling of the missing one."""
+    found = misspelt(module, method)
+    return "" if found is None else f", but it has {found}()"
+
+
+def _check_configure_sharded_model(module: LightningModule) -> None:
+    name = type(module).__name__
+    if is_overridden("configure_model", module, LightningModule):
+        raise BothConfigureModelError(
+            f"{name} defines both configure_model() and configure_sharded_model(), its older name."
+            " Which of them builds the layers cannot be known. Keep configure_model(), and remove the other."
+        )
+    rank_zero_deprecation(
+        f"{name}.configure_sharded_model() is the older name of configure_model(). It is still called."
+        " Rename it to configure_model."
+    )

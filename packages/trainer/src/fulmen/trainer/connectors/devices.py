@@ -1,9 +1,11 @@
 """Device flags to a bound strategy."""
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
 from fulmen.fabric.accelerators.base import Accelerator
+from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.selection import Selection, select
 from fulmen.trainer.errors import ConfigurationError
 from fulmen.trainer.strategies.base import Strategy
@@ -47,8 +49,43 @@ def choose_strategy(
         caller="Trainer",
     )
     bound = own or bind(selection.strategy)
+    _check_precision(bound.precision_plugin)
     bound.layer_sync = layer_sync or (TorchSyncBatchNorm() if sync_batchnorm else bound.layer_sync)
     return bound, selection
+
+
+# What a precision of the reference's trainer may define, and where it belongs here.
+_STEPS_IN_CONTEXT = "forward_context(), which surrounds every step"
+_CLIPPING = "LightningModule.configure_gradient_clipping(), and the strategy's clip_gradients()"
+_ELSEWHERE = {
+    "train_step_context": _STEPS_IN_CONTEXT,
+    "val_step_context": _STEPS_IN_CONTEXT,
+    "test_step_context": _STEPS_IN_CONTEXT,
+    "predict_step_context": _STEPS_IN_CONTEXT,
+    "clip_gradients": _CLIPPING,
+    "clip_grad_by_norm": _CLIPPING,
+    "clip_grad_by_value": _CLIPPING,
+    "connect": "convert_module(), and the strategy's take_optimizers()",
+    "on_save_checkpoint": "state_dict()",
+    "on_load_checkpoint": "load_state_dict()",
+}
+
+
+def _check_precision(precision: Precision) -> None:
+    """Refuse a precision of the user's own that defines what nobody would call."""
+    name = type(precision).__name__
+    for method, place in _ELSEWHERE.items():
+        if hasattr(precision, method):
+            raise ConfigurationError(
+                f"Trainer(plugins=[{name}(...)]) has a method {method}(), which no run calls. A precision says how"
+                f" numbers are held and computed, and the same ones serve Fabric. What it does belongs into {place}."
+            )
+    for method, argument in (("optimizer_step", "model"), ("backward", "optimizer")):
+        if argument in inspect.signature(getattr(precision, method)).parameters:
+            raise ConfigurationError(
+                f"Trainer(plugins=[{name}(...)]) has a {method}() that wants {argument!r}. A precision is given no"
+                f" {argument} there. Leave the argument out: {method}{inspect.signature(getattr(Precision, method))}."
+            )
 
 
 def _split_layer_sync(plugins: Any) -> tuple[LayerSync | None, list[Any] | None]:

@@ -1,21 +1,43 @@
 """The profiler flag to a profiler."""
 
+from collections.abc import Callable
+
 from fulmen.trainer.errors import ArgumentTypeError, ConfigurationError
 from fulmen.trainer.profilers.base import PassThroughProfiler, Profiler
 from fulmen.trainer.profilers.simple import SimpleProfiler
+from fulmen.trainer.run.settings import barebones_conflict
 
-_BY_NAME: dict[str, type[Profiler]] = {"simple": SimpleProfiler}
+
+def _advanced() -> Profiler:
+    from fulmen.trainer.profilers.advanced import AdvancedProfiler
+
+    return AdvancedProfiler()
 
 
-def choose_profiler(profiler: Profiler | str | None) -> Profiler:
+def _pytorch() -> Profiler:
+    from fulmen.trainer.profilers.pytorch import PyTorchProfiler
+
+    return PyTorchProfiler()
+
+
+_BY_NAME: dict[str, Callable[[], Profiler]] = {
+    "simple": SimpleProfiler,
+    "advanced": _advanced,
+    "pytorch": _pytorch,
+}
+
+
+def choose_profiler(profiler: Profiler | str | None, *, barebones: bool = False) -> Profiler:
     """The profiler that the flag names; None times nothing.
 
     Raises:
-        ConfigurationError: For an unknown name.
+        ConfigurationError: For an unknown name, and for any profiler in barebones mode.
         ArgumentTypeError: For anything that is no profiler.
     """
     if profiler is None:
         return PassThroughProfiler()
+    if barebones:
+        raise barebones_conflict("profiler", profiler)
     if isinstance(profiler, Profiler):
         return profiler
     if not isinstance(profiler, str):

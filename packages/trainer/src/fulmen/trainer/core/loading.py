@@ -16,6 +16,7 @@ from fulmen.fabric.checkpoint_io.torch import TorchCheckpointIO
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.fabric.trees import AttributeDict
+from fulmen.trainer.core.download import download, is_url
 from fulmen.trainer.core.hparams import INSTANTIATOR_KEY
 from fulmen.trainer.core.hparams_files import load_hparams_from_tags_csv, load_hparams_from_yaml
 
@@ -63,7 +64,7 @@ def read_checkpoint(
 
     Args:
         cls: Says under which key they lie.
-        checkpoint_path: A path, or a file opened for reading.
+        checkpoint_path: A path, local or remote, a URL, or a file opened for reading.
         map_location: As for `torch.load`; None: where the tensors were, if this machine has that device, else CPU.
         hparams_file: YAML or CSV with hyperparameters to use in place of those in the file.
         weights_only: None: True. False runs code from the file: only for files you trust.
@@ -77,6 +78,8 @@ def read_checkpoint(
     location: Any = _device_if_there if map_location is None else map_location
     trusted = weights_only is False
     checkpoint: dict[str, Any]
+    if isinstance(checkpoint_path, str) and is_url(checkpoint_path):
+        checkpoint_path = download(checkpoint_path)
     if isinstance(checkpoint_path, (str, Path)):
         checkpoint = TorchCheckpointIO().load_checkpoint(
             checkpoint_path, map_location=location, weights_only=not trusted

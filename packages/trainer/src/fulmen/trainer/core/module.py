@@ -5,13 +5,12 @@ It is a `torch.nn.Module` first: it works without any run. A run attaches itself
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from fulmen.fabric.errors import ArgumentTypeError, MisconfigurationException
@@ -19,10 +18,14 @@ from fulmen.fabric.rank_zero import rank_zero_only as _rank_zero_only
 from fulmen.fabric.rank_zero import warn_once
 from fulmen.fabric.trees import convert_to_tensors, map_tensors
 from fulmen.trainer._typing import Trainer
+from fulmen.trainer.core.export import Exports
 from fulmen.trainer.core.hooks import CheckpointHooks, DataHooks, ModelHooks
 from fulmen.trainer.core.hparams import HyperparametersMixin
 from fulmen.trainer.core.loading import build, class_only, load_weights, read_checkpoint
 from fulmen.trainer.core.needs import (
+    ATTACHMENTS,
+    COMPILED,
+    COMPILED_METHODS,
     STEP_OUTPUT,
     AttachedFabric,
     AttachedTrainer,
@@ -31,6 +34,7 @@ from fulmen.trainer.core.needs import (
     OptimizerLRScheduler,
 )
 from fulmen.trainer.core.optimizer import LightningOptimizer
+from fulmen.trainer.core.switches_gradients import SwitchesGradients
 from fulmen.trainer.signature import extension_point
 
 if TYPE_CHECKING:
@@ -38,12 +42,9 @@ if TYPE_CHECKING:
 
 MODULE_OPTIMIZERS = Optimizer | LightningOptimizer | list[Optimizer] | list[LightningOptimizer]
 
-# Of the run, not of the module: a copy or a pickle of the module has none of them.
-_ATTACHMENTS = ("_trainer", "_sink", "_run_backward", "_fabric", "_fabric_optimizers", "_switched_off")
-
 
 @extension_point
-class LightningModule(HyperparametersMixin, ModelHooks, DataHooks, CheckpointHooks, nn.Module):
+class LightningModule(HyperparametersMixin, ModelHooks, DataHooks, CheckpointHooks, SwitchesGradients, Exports):
     """A model with the steps that train and evaluate it.
 
     Override `training_step` and `configure_optimizers`, and what else is needed of the steps and hooks.
@@ -56,8 +57,8 @@ class LightningModule(HyperparametersMixin, ModelHooks, DataHooks, CheckpointHoo
     _fabric: AttachedFabric | None = None
     _fabric_optimizers: list[Any] | None = None
     _automatic_optimization: bool = True
-    _example_input_array: Any = None
     _strict_loading: bool | None = None
+    __jit_unused_properties__: ClassVar[list[str]]
     _device: torch.device
     _dtype: torch.dtype
 
@@ -100,7 +101,7 @@ class LightningModule(HyperparametersMixin, ModelHooks, DataHooks, CheckpointHoo
             RuntimeError: If the module is in no run.
         """
         trainer: Any = self._trainer  # a Trainer, or what stands in for one
-        if trainer is None:
+        if trainer is None and not self._is_scripted:
             # No AttributeError: nn.Module would turn it into one about a missing layer.
             raise RuntimeError(
                 f"{type(self).__qualname__}.trainer was read while the module is in no run."
@@ -197,15 +198,6 @@ class LightningModule(HyperparametersMixin, ModelHooks, DataHooks, CheckpointHoo
         probe = fn(torch.empty(0, dtype=self._dtype, device=self._device))
         self.__dict__.update(_device=probe.device, _dtype=probe.dtype)
         return self
-
-    @property
-    def example_input_array(self) -> Any:
-        """Input for `forward`, from which summaries and graphs are made: a tensor, a tuple or a dict."""
-        return self._example_input_array
-
-    @example_input_array.setter
-    def example_input_array(self, example: Tensor | tuple[Any, ...] | dict[str, Any] | None) -> None:
-        self.__dict__["_example_input_array"] = example
 
     # ---- choices -------------------------------------------------------------------------------------------------
 
@@ -548,46 +540,7 @@ class LightningModule(HyperparametersMixin, ModelHooks, DataHooks, CheckpointHoo
         else:
             scheduler.step(metric)
 
-    def toggle_optimizer(self, optimizer: Optimizer | LightningOptimizer) -> None:
-        """Switches gradients off for every parameter that only other optimizers train; `untoggle_optimizer` ends it."""
-        remembered: dict[nn.Parameter, bool] = self.__dict__.setdefault("_switched_off", {})
-        own = {param for group in optimizer.param_groups for param in group["params"]}
-        for other in self.trainer.optimizers:
-            for group in other.param_groups:
-                for param in group["params"]:
-                    if param not in own:
-                        remembered.setdefault(param, param.requires_grad)
-                        param.requires_grad = False
-        for param in own & remembered.keys():  # switched off for another optimizer, and not switched on again
-            param.requires_grad = remembered.pop(param)
-
-    def untoggle_optimizer(self, optimizer: Optimizer | LightningOptimizer) -> None:
-        """Gives every parameter back what `toggle_optimizer` changed."""
-        for param, requires_grad in self.__dict__.pop("_switched_off", {}).items():
-            param.requires_grad = requires_grad
-
-    @contextmanager
-    def toggled_optimizer(self, optimizer: Optimizer | LightningOptimizer) -> Iterator[None]:
-        """Inside, gradients are off for every parameter that only other optimizers train."""
-        self.toggle_optimizer(optimizer)
-        try:
-            yield
-        finally:
-            self.untoggle_optimizer(optimizer)
-
     # ---- as a whole ----------------------------------------------------------------------------------------------
-
-    def freeze(self) -> Self:
-        """Switches gradients off for all parameters, and eval mode on."""
-        for param in self.parameters():
-            param.requires_grad = False
-        return self.eval()
-
-    def unfreeze(self) -> Self:
-        """Switches gradients on for all parameters, and train mode on."""
-        for param in self.parameters():
-            param.requires_grad = True
-        return self.train()
 
     @class_only
     @classmethod
@@ -603,7 +556,7 @@ class LightningModule(HyperparametersMixin, ModelHooks, DataHooks, CheckpointHoo
         """A module built with the hyperparameters in a checkpoint, with its weights.
 
         Args:
-            checkpoint_path: A path, or a file opened for reading.
+            checkpoint_path: A path, local or remote, a URL (kept after the first time), or an open file.
             map_location: As for `torch.load`; None: where the weights were, if this machine has that device.
             hparams_file: YAML or CSV with hyperparameters to use in place of those in the file.
             strict: Must the file hold exactly the module's weights? None: as `strict_loading` says.
@@ -621,7 +574,19 @@ class LightningModule(HyperparametersMixin, ModelHooks, DataHooks, CheckpointHoo
         return module
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in _ATTACHMENTS}
+        state = {name: value for name, value in self.__dict__.items() if name not in ATTACHMENTS}
+        compiled = state.pop(COMPILED, None)
+        if compiled is not None:  # its methods are bound to this very object
+            for name in COMPILED_METHODS:
+                state.pop(name, None)
+            state.update(compiled["originals"])
+        return state
+
+
+# Properties belong to a run or to Python; torch.jit would try to compile them.
+LightningModule.__jit_unused_properties__ = [
+    name for cls in LightningModule.__mro__ for name, value in vars(cls).items() if isinstance(value, property)
+]
 
 
 def _one_of(name: str, given: Any, of_trainer: Any, *, default: Any) -> Any:

@@ -14,6 +14,21 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+# Attributes of a module that are of the run or the process: a copy, a pickle or an export of it has none of them.
+ATTACHMENTS = (
+    "_trainer",
+    "_sink",
+    "_run_backward",
+    "_fabric",
+    "_fabric_optimizers",
+    "_switched_off",
+    "_compiled_call_impl",
+)
+
+# Where a compiled module keeps what its methods were, and which methods these are.
+COMPILED = "_compiler_ctx"
+COMPILED_METHODS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
+
 STEP_OUTPUT: TypeAlias = Tensor | Mapping[str, Any] | None
 
 LRSchedulerTypeTuple = (LRScheduler, ReduceLROnPlateau)

@@ -110,12 +110,17 @@ class CombinedLoader(Iterable[Item]):
 
     def __iter__(self) -> CombinedLoader:
         """Begin an iteration; one that is under way ends."""
+        self.begin()
+        return self
+
+    def begin(self) -> Iterator[Item]:
+        """As `iter`, but gives what `next` of this object asks: one call less for each item."""
         self.reset()
         start, self._first_batch = self._first_batch, 0
         items = self._items(start)
         self._rounds_are_done = False
         self._iterator = items if self._mode == "sequential" else self._shaped(items)
-        return self
+        return self._iterator
 
     def __next__(self) -> Item:
         """The next `(batch, batch_idx, dataloader_idx)`."""

@@ -6,13 +6,14 @@ Knows nothing of what a batch is and where it goes. This is the hot path: one `n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from operator import itemgetter
 from typing import Any
 
 from fulmen.fabric.data.length import sized_len
 from fulmen.trainer.data.combined_loader import CombinedLoader
+from fulmen.trainer.errors import ConfigurationError
 
 _NOTHING = object()
 
@@ -52,7 +53,9 @@ class Fetcher(Iterator[Any]):
             source.limits = list(limit)
             limit = math.inf
         self._limit: int | float = limit
-        self._indexed = indexed
+        combined = isinstance(source, CombinedLoader) and source.mode == "sequential"
+        self.indexed = combined if indexed is None else indexed
+        """Does it give `(batch, batch_idx, dataloader_idx)`?"""
         self._iterator: Iterator[Any] = iter(())
         self._ahead: Any = _NOTHING
         self._bound: int | float = limit
@@ -120,6 +123,16 @@ class Fetcher(Iterator[Any]):
         if isinstance(self._source, CombinedLoader):
             self._source.reset()  # it keeps its iteration itself
 
+    def items(self, on_fetch: Callable[[Any, int, int], None]) -> Iterator[BatchIterator]:
+        """For a step that fetches its batches itself: this epoch's `BatchIterator`, again and again until it is over.
+
+        Args:
+            on_fetch: Hears each batch, its index and that of its loader.
+        """
+        handle = BatchIterator(iter(self), on_fetch)
+        while not self.is_last:
+            yield handle
+
     def _measure(self) -> int | None:
         length = sized_len(self._source)
         self._bound = self._limit if length is None else min(length, self._limit)
@@ -132,14 +145,15 @@ class Fetcher(Iterator[Any]):
         # Told also that nothing is done: a source with a restored state would go on behind the batch that was in work.
         if skips and first is not None:
             source.skip_to(first)  # type: ignore[attr-defined]
+        if isinstance(source, CombinedLoader):
+            items = source.begin()
+            if start > 0 and not skips:
+                next(islice(items, start, start), None)
+            return items if self.indexed else map(itemgetter(0), items)
         iterator = iter(source)
         if start > 0 and not skips:
             next(islice(iterator, start, start), None)
-        if isinstance(source, CombinedLoader):
-            indexed = source.mode == "sequential" if self._indexed is None else self._indexed
-            # A combined loader is its own iterator, and begins anew when it is asked for one: `map` must not ask.
-            return iterator if indexed else map(itemgetter(0), iter(source.__next__, _NOTHING))
-        if self._indexed:
+        if self.indexed:
             return ((batch, batch_idx, 0) for batch_idx, batch in enumerate(iterator, start))
         return iterator
 
@@ -148,3 +162,52 @@ class Fetcher(Iterator[Any]):
             self._ends_by_itself = False
             next(self._iterator, None)
         self.close()
+
+
+class BatchIterator(Iterator[tuple[Any, int, int]]):
+    """What a step with the parameter `dataloader_iter` gets: its `next` is `(batch, batch_idx, dataloader_idx)`.
+
+    Batches come as the loader gives them; no hook moves them to a device.
+
+    Args:
+        fetcher: Its iteration has begun.
+        on_fetch: Hears each batch, its index and that of its loader.
+    """
+
+    def __init__(self, fetcher: Fetcher, on_fetch: Callable[[Any, int, int], None]) -> None:
+        self.batch: Any = None
+        """The batch that was taken last."""
+        self.index = 0
+        self.loader = 0
+        self._fetcher = fetcher
+        self._on_fetch = on_fetch
+
+    def __next__(self) -> tuple[Any, int, int]:
+        item = next(self._fetcher)
+        if self._fetcher.indexed:
+            self.batch, self.index, self.loader = item
+        else:
+            self.batch, self.index = item, self._fetcher.count - 1
+        self._on_fetch(self.batch, self.index, self.loader)
+        return self.batch, self.index, self.loader
+
+    def where(self, several: bool) -> tuple[int, ...]:
+        """What hooks hear: the index of the batch, and of several loaders also that of the loader."""
+        return (self.index, self.loader) if several else (self.index,)
+
+    def check_taken(self, before: int, step: str) -> None:
+        """Refuse a step that took nothing: its epoch would never end.
+
+        Args:
+            before: How many batches were taken before it.
+            step: How the message calls it.
+
+        Raises:
+            ConfigurationError: Nothing was taken since.
+        """
+        if self._fetcher.count == before:
+            raise ConfigurationError(
+                f"{step}(dataloader_iter) took no batch."
+                " A pass over the data ends when all batches are taken, so this one would never end."
+                " Call next(dataloader_iter) in the step; it gives (batch, batch_idx, dataloader_idx)."
+            )

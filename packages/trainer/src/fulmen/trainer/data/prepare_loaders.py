@@ -63,6 +63,7 @@ def prepare(
     use_distributed_sampler: bool = True,
     seed: int = 0,
     source: str = "The loader",
+    read_once: bool = False,
 ) -> PreparedLoaders:
     """The loaders `raw`, ready for `stage`.
 
@@ -75,6 +76,7 @@ def prepare(
         use_distributed_sampler: False leaves it to the user which process reads what.
         seed: The seed of the run, the same in all processes.
         source: Where they came from ("Model.train_dataloader()"), for messages.
+        read_once: Does this run read them once only, so that a generator will do?
 
     Raises:
         ArgumentTypeError: Something in `raw` is no loader.
@@ -85,7 +87,7 @@ def prepare(
     views: list[ResumableLoader] = []
     processed: list[Any] = []
     for loader in combined.flattened:
-        _check_loader(loader, source)
+        _check_loader(loader, source, read_once=read_once)
         _advise(loader, stage)
         if overfit_batches:
             loader = _in_order(loader)
@@ -147,7 +149,7 @@ def _as_combined(raw: Any, stage: Stage, where: str) -> CombinedLoader:
     return raw
 
 
-def _check_loader(loader: Any, where: str) -> None:
+def _check_loader(loader: Any, where: str, *, read_once: bool) -> None:
     if isinstance(loader, Tensor):
         raise ArgumentTypeError(
             f"{where} gave a tensor of shape {tuple(loader.shape)}, which is no loader."
@@ -161,7 +163,7 @@ def _check_loader(loader: Any, where: str) -> None:
             " A loader is anything that a for loop can take batches from, again in every epoch."
             " Give it a torch.utils.data.DataLoader."
         )
-    if isinstance(loader, _ONE_SHOT):
+    if isinstance(loader, _ONE_SHOT) and not read_once:
         raise ArgumentTypeError(
             f"{where} gave a {type(loader).__name__}, which can be read only once."
             " Every epoch after the first would be empty, and so would the run after the sanity check."

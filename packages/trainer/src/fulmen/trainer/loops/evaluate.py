@@ -2,11 +2,14 @@
 
 from typing import Any
 
+from fulmen.fabric.seeding import collect_rng_state
+from fulmen.trainer.checkpoint.position import ValidationPosition
 from fulmen.trainer.data.fetchers import Fetcher
-from fulmen.trainer.loops.base import limited, load
+from fulmen.trainer.loops.base import limited, load, nothing_to_run
 from fulmen.trainer.loops.passes import evaluating, run_batches, without_gradients
 from fulmen.trainer.loops.when import num_sanity_batches
 from fulmen.trainer.progress.counts import EvaluationCounts, FitCounts
+from fulmen.trainer.progress.cursor import Cursor
 from fulmen.trainer.run.context import RunContext
 from fulmen.trainer.stages import Stage
 
@@ -40,9 +43,11 @@ class EvaluateLoop:
         self.counts = counts or EvaluationCounts()
         self.word = _WORDS[stage]
         self.max_batches: list[int | float] = []
+        self._skips = True
         self._fit = fit or FitCounts()
         self._inside_fit = inside_fit
         self._seen_batches = 0  # the x value of metrics logged by step, over the whole run
+        self._begun: ValidationPosition | None = None  # with what the pass under way began, until its batches are done
 
     @property
     def source_stage(self) -> Stage:
@@ -51,8 +56,8 @@ class EvaluateLoop:
 
     @property
     def skips(self) -> bool:
-        """Is there nothing to do?"""
-        return sum(self.max_batches) == 0
+        """Is there nothing to do, in any process? One without a batch of its own goes along with the others."""
+        return self._skips
 
     def setup_data(self) -> None:
         """Get the loaders, unless they are there already and still fresh."""
@@ -64,6 +69,7 @@ class EvaluateLoop:
         self.max_batches = limited(prepared.lengths, limit, self.source_stage)
         if self.stage is Stage.SANITY_CHECK:
             self.max_batches = num_sanity_batches(run.settings.num_sanity_val_steps or 0, self.max_batches)
+        self._skips = nothing_to_run(run, self.max_batches)
 
     def run(self) -> Results:
         """Make one pass. Returns, for each loader, what was logged over it."""
@@ -75,17 +81,33 @@ class EvaluateLoop:
                 self.setup_data()
                 return [] if self.skips else self._pass()
 
+    @property
+    def position(self) -> ValidationPosition:
+        """Where it is, as far as the counts do not say it."""
+        return self._begun or ValidationPosition(self._seen_batches)
+
+    def go_on_from(self, *, seen_batches: int, under_way: bool) -> None:
+        """Be there again; the counts have been restored before. A pass that was under way has not begun."""
+        self._seen_batches = seen_batches
+        if under_way:
+            batch = self.counts.batch
+            self.counts.batch = Cursor(batch.total - batch.current, 0)
+
     def _pass(self) -> Results:
         run = self.run_context
         self.counts.begin_pass(keep_total=self._inside_fit)
         with run.metrics.inside(self.stage, len(self.max_batches)), evaluating(run, self.word):
             run.metrics.begin_epoch()
+            if self._inside_fit:
+                self._begun = ValidationPosition(self._seen_batches, collect_rng_state())
             self._fire("start")
             self._fire("epoch_start")
             # Only now: a hook may have had the loaders made anew.
             fetcher = Fetcher(run.data.prepared[self.source_stage].loader, self._limits, indexed=True)
-            several = len(self.max_batches) > 1
-            run_batches(run, self.word, self.counts, fetcher, several=several, after=self._after_batch)
+            run_batches(
+                run, self.word, self.counts, fetcher, num_loaders=len(self.max_batches), after=self._after_batch
+            )
+            self._begun = None
             run.metrics.end_batches()
             self._fire("epoch_end")
             run.metrics.publish_epoch(self._fit.stepped_batches, self._fit.epoch.total)
@@ -95,7 +117,8 @@ class EvaluateLoop:
     @property
     def _inference(self) -> bool:
         in_fit = self._inside_fit or self.stage is Stage.SANITY_CHECK
-        return self.run_context.settings.inference_mode and not in_fit
+        allowed = self.run_context.strategy.allows_inference_mode
+        return self.run_context.settings.inference_mode and allowed and not in_fit
 
     @property
     def _limits(self) -> int | float | list[int | float]:

@@ -1,16 +1,22 @@
 """Epochs until done."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from fulmen.fabric.rank_zero import PossibleUserWarning, rank_zero_warn, warn_once
+from fulmen.trainer.checkpoint.position import FitPosition
 from fulmen.trainer.checkpoint.restore import restore_rng
 from fulmen.trainer.data.sources import PreparedLoaders
+from fulmen.trainer.errors import ConfigurationError
 from fulmen.trainer.flags import setting
 from fulmen.trainer.loops import when
 from fulmen.trainer.loops.base import limited, load
 from fulmen.trainer.loops.evaluate import EvaluateLoop
 from fulmen.trainer.loops.resume import Resumption, resume
 from fulmen.trainer.loops.train_epoch import TrainEpochLoop
+from fulmen.trainer.optimization import half_summed
 from fulmen.trainer.progress.counts import FitCounts
 from fulmen.trainer.progress.phase import Phase
 from fulmen.trainer.run.context import RunContext
@@ -42,6 +48,19 @@ class FitLoop:
         )
         self.max_batches: int | float = 0
         self.restored: dict[str, Any] | None = None  # what only a checkpoint knows, until the run has gone on from it
+
+    @property
+    def has_begun(self) -> bool:
+        """Is there something to go on from?"""
+        return self.counts.epoch.total > 0 or self.counts.epoch.phase is not Phase.IDLE
+
+    @property
+    def position(self) -> FitPosition:
+        """Where it is, as far as the counts do not say it."""
+        module = self.run_context.strategy.lightning_module
+        if module is None or not self.epoch_loop.gradients_wait:
+            return FitPosition(self.val_loop.position)
+        return FitPosition(self.val_loop.position, half_summed.take(module))
 
     @property
     def settings(self) -> Settings:
@@ -78,9 +97,20 @@ class FitLoop:
         batches = self.max_batches
         if batches == math.inf or settings.max_epochs == -1:
             return settings.max_steps if settings.max_steps != -1 else math.inf
+        epochs = max(settings.max_epochs or 0, 1)
+        schedule = self._accumulation_schedule()
         # An epoch's last window steps also when it is short.
-        steps = math.ceil(batches / settings.accumulate_grad_batches) * max(settings.max_epochs or 0, 1)
+        if schedule is None:
+            steps = math.ceil(batches / settings.accumulate_grad_batches) * epochs
+        else:
+            steps = sum(math.ceil(batches / schedule(epoch)) for epoch in range(epochs))
         return min(steps, settings.max_steps) if settings.max_steps != -1 else steps
+
+    def _accumulation_schedule(self) -> Callable[[int], int] | None:
+        """Batches to an optimizer step by epoch, where a callback has a schedule of them."""
+        callbacks = self.run_context.hooks.callbacks
+        found = (getattr(callback, "get_accumulate_grad_batches", None) for callback in callbacks)
+        return next((schedule for schedule in found if schedule is not None), None)
 
     def run(self) -> when.StopReason:
         """Train until done. Returns why it ended."""
@@ -88,17 +118,20 @@ class FitLoop:
         with run.state.inside(Stage.TRAIN), run.metrics.inside(Stage.TRAIN):
             # Somebody may have asked before how many batches there are.
             prepared = run.data.prepared.get(Stage.TRAIN) or self._load()
+            self._check_restored()
             resumption = self._resumption()
             if prepared is not None:
                 self._setup_data(prepared, resumption)
             if reason := self.done:
                 return reason
+            self._advise()
             self._setup_validation_data()
             self.epoch_loop.setup_steps()
             run.metrics.begin_epoch()
             run.hooks.on_train_start()
             if self.restored is not None:
                 restore_rng(run, self.restored)
+                self._restore_gradients(self.restored.get("gradients"))
                 self.restored = None
             if resumption is not None and resumption.after_epoch:
                 self.epoch_loop.finish_epoch(self.counts.epoch.total - 1)
@@ -112,6 +145,17 @@ class FitLoop:
             run.hooks.on_train_end()
             return reason
 
+    def _restore_gradients(self, saved: list[half_summed.Gradients] | None) -> None:
+        strategy = self.run_context.strategy
+        if saved is None or strategy.lightning_module is None:
+            return
+        if not half_summed.put_back(strategy.lightning_module, saved, strategy.global_rank, strategy.world_size):
+            rank_zero_warn(
+                f"The checkpoint was written by {len(saved)} processes inside an accumulation window; this run has"
+                f" {strategy.world_size}. Each process had the gradients of its own part of the parameters, so those"
+                " of the window's first batches are lost. Resume with as many processes to go on exactly."
+            )
+
     def reload(self) -> None:
         """Ask for the training loaders anew before the next batch: what they are made from has changed.
 
@@ -119,6 +163,25 @@ class FitLoop:
         """
         if self.run_context.data.prepared.pop(Stage.TRAIN, None) is not None:
             self._setup_data(self._load(), None)  # type: ignore[arg-type]  # there were batches before
+
+    def _advise(self) -> None:
+        run, batches = self.run_context, self.max_batches
+        every = run.settings.log_every_n_steps or 0
+        if run.metrics.loggers and batches < every and not run.settings.fast_dev_run:
+            warn_once(
+                f"Trainer(log_every_n_steps={every}) is more than an epoch has batches ({batches})."
+                " Most epochs send no values of steps to the loggers. Pass a smaller number to see them.",
+                category=PossibleUserWarning,
+            )
+
+    def _check_restored(self) -> None:
+        epochs, limit = self.counts.epoch.total, self.run_context.settings.max_epochs
+        if self.restored is not None and limit not in (None, -1) and epochs > limit:
+            raise ConfigurationError(
+                f"Trainer(max_epochs={limit}) is less than the {epochs} epochs that the checkpoint of `ckpt_path` has"
+                " behind it. There is nothing left to train, and less cannot be made of it."
+                f" Pass max_epochs={epochs + 1} or more, or load the weights alone with load_from_checkpoint."
+            )
 
     def _resumption(self) -> Resumption | None:
         counts = self.counts
@@ -130,6 +193,10 @@ class FitLoop:
         between_batches = counts.epoch.phase is Phase.STARTED and counts.batch.phase is Phase.IDLE
         validating = between_batches and counts.batch.current > 0
         resumption = resume(counts)
+        if "validation" in self.restored:
+            self.val_loop.go_on_from(**self.restored["validation"])
+            if self.restored["validation"]["under_way"]:
+                return replace(resumption, after_batch=True)
         if validating:  # the batch before was done, but its step not yet counted for loggers
             window = self.run_context.settings.accumulate_grad_batches
             counts.stepped_batches += int(counts.is_last_batch or resumption.next_batch % window == 0)
@@ -176,6 +243,7 @@ class FitLoop:
             hooks.on_train_epoch_start()
             counts.epoch.started()
         self.epoch_loop.run()
+        self.epoch_loop.check_went_on()
         counts.epoch.processed()
         run.metrics.end_batches()
         hooks.on_train_epoch_end()

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from fulmen.fabric.rank_zero import warn_once
 from fulmen.trainer.data.fetchers import Fetcher
-from fulmen.trainer.loops.base import limited, load
+from fulmen.trainer.loops.base import limited, load, nothing_to_run
 from fulmen.trainer.loops.passes import evaluating, run_batches, without_gradients
 from fulmen.trainer.progress.counts import EvaluationCounts
 from fulmen.trainer.run.context import RunContext
@@ -37,10 +38,11 @@ class PredictLoop:
         """Make one pass. Returns the answers: a list of batches, or one such list for each of several loaders."""
         run = self.run_context
         stage = Stage.PREDICT
-        with run.state.inside(stage), without_gradients(inference=run.settings.inference_mode):
+        inference = run.settings.inference_mode and run.strategy.allows_inference_mode
+        with run.state.inside(stage), without_gradients(inference=inference):
             self.setup_data()
             self.predictions = [[] for _ in self.max_batches]
-            if sum(self.max_batches) == 0:
+            if nothing_to_run(run, self.max_batches):
                 return [] if self.return_predictions else None
             self.counts.begin_pass(keep_total=False)
             with run.metrics.inside(stage, len(self.max_batches)), evaluating(run, "predict"):
@@ -50,7 +52,7 @@ class PredictLoop:
                 limits = self.max_batches if several else self.max_batches[0]
                 # Only now: a hook may have had the loaders made anew.
                 fetcher = Fetcher(run.data.prepared[stage].loader, limits, indexed=True)
-                run_batches(run, "predict", self.counts, fetcher, several=several, after=self._keep)
+                run_batches(run, "predict", self.counts, fetcher, num_loaders=len(self.max_batches), after=self._keep)
                 run.hooks.on_predict_epoch_end()
                 run.hooks.on_predict_end()
         if not self.return_predictions:
@@ -58,5 +60,8 @@ class PredictLoop:
         return self.predictions if len(self.predictions) > 1 else self.predictions[0]
 
     def _keep(self, answer: Any, loader: int) -> None:
+        if answer is None:
+            name = type(self.run_context.strategy.lightning_module).__name__
+            warn_once(f"{name}.predict_step() returned None. There is nothing to keep. Return the predictions.")
         if self.return_predictions:
             self.predictions[loader].append(answer)

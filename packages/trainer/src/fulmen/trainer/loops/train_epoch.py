@@ -5,16 +5,20 @@ from time import monotonic
 from typing import Any
 
 from fulmen.trainer.data.batch import Placer, make_placer
-from fulmen.trainer.data.fetchers import Fetcher
+from fulmen.trainer.data.fetchers import BatchIterator, Fetcher
 from fulmen.trainer.data.sources import PreparedLoaders
+from fulmen.trainer.errors import ConfigurationError
 from fulmen.trainer.hooks.dispatch import HookFunction, listened
 from fulmen.trainer.loops import when
 from fulmen.trainer.loops.evaluate import EvaluateLoop
 from fulmen.trainer.loops.resume import Resumption
+from fulmen.trainer.optimization.arguments import takes_iterator, warn_self_fetching
 from fulmen.trainer.optimization.automatic import AutomaticOptimization
+from fulmen.trainer.optimization.loss import LossWatch
 from fulmen.trainer.optimization.manual import ManualOptimization
 from fulmen.trainer.optimization.schedulers import Schedulers
 from fulmen.trainer.progress.counts import FitCounts
+from fulmen.trainer.run.agreed_clock import AgreedClock
 from fulmen.trainer.run.context import RunContext
 
 SKIP_EPOCH = -1  # what `on_train_batch_start` answers to leave out the rest of the epoch
@@ -38,6 +42,8 @@ class TrainEpochLoop:
         self.val_check_batch: int | float = float("inf")
         self._across_epochs = False
         self._validated_at_s = monotonic()
+        self._clock = AgreedClock()
+        self._fetches_itself = False
         self._resumption: Resumption | None = None
 
     def setup_data(self, prepared: PreparedLoaders, max_batches: int | float, resumption: Resumption | None) -> None:
@@ -66,6 +72,9 @@ class TrainEpochLoop:
         run = self.run_context
         module = run.strategy.lightning_module
         assert module is not None
+        self._fetches_itself = takes_iterator(module.training_step)
+        if self._fetches_itself:
+            self._check_self_fetching()
         self._optimization: AutomaticOptimization | ManualOptimization
         if module.automatic_optimization:
             self._optimization = AutomaticOptimization(run, self.counts, self.max_batches)
@@ -73,10 +82,29 @@ class TrainEpochLoop:
             self._optimization = ManualOptimization(run, self.counts)
         configs = run.strategy.lr_scheduler_configs
         self._schedulers = Schedulers(configs, module, run.hooks, run.metrics, self.counts)
+        self._watch = LossWatch(type(module).__name__, reads=bool(run.metrics.loggers))
         self._place: Placer | None = make_placer(module, run.data.datamodule, run.strategy, run.hooks.as_hook)
         self._on_batch_start: HookFunction | None = listened(run.hooks.on_train_batch_start)
         self._on_batch_end: HookFunction | None = listened(run.hooks.on_train_batch_end)
         self._validated_at_s = monotonic()
+
+    def _check_self_fetching(self) -> None:
+        run = self.run_context
+        name = type(run.strategy.lightning_module).__name__
+        window = run.settings.accumulate_grad_batches
+        if window != 1:
+            raise ConfigurationError(
+                f"Trainer(accumulate_grad_batches={window}) cannot be used with {name}.training_step(dataloader_iter)."
+                " How many batches such a step takes only the step knows, so they cannot be counted to a window."
+                " Take several batches in one step, or define training_step(self, batch, batch_idx)."
+            )
+        warn_self_fetching(f"{name}.training_step")
+
+    @property
+    def gradients_wait(self) -> bool:
+        """Are there gradients that further batches will be added to before a step?"""
+        optimization = vars(self).get("_optimization")  # made when the first epoch begins
+        return optimization is not None and bool(optimization.gradients_wait)
 
     @property
     def may_stop(self) -> bool:
@@ -93,13 +121,31 @@ class TrainEpochLoop:
         """Train on the batches of this epoch."""
         resumption, self._resumption = self._resumption, None
         fetcher = self._fetcher
+        self.run_context.signals.begin_next()
         with self.run_context.hooks.inside("training_step"), closing(fetcher):
             done = resumption.next_batch if resumption is not None and resumption.after_batch else 0
             stopped = done and self._after_batch(done - 1, is_last=self.counts.is_last_batch)
             if not stopped:
-                for batch in fetcher:
-                    if self._run_batch(batch, fetcher):
+                run_batch = self._run_self_fetching if self._fetches_itself else self._run_batch
+                for batch in fetcher.items(self.run_context.metrics.begin_batch) if self._fetches_itself else fetcher:
+                    if run_batch(batch, fetcher):
                         break
+
+    def check_went_on(self) -> None:
+        """Refuse to begin epoch after epoch in which nothing happens; asked when the batches of one are done.
+
+        Raises:
+            ConfigurationError: The loader had no batch left, or nothing counts towards the only bound of the fit.
+        """
+        if self._fetcher.count == self.counts.batch.current == 0 and self.max_batches > 0:
+            epoch = self.counts.epoch.total
+            raise ConfigurationError(
+                f"Epoch {epoch} of Trainer.fit had no batch: the training loader gave none."
+                " It has no length that would have told so, and is empty or can be read only once."
+                " Give it samples, or a dataset whose `__iter__` begins anew each time; or pass max_epochs=1."
+            )
+        if isinstance(self._optimization, ManualOptimization):
+            self._optimization.check_steps(self._fetcher.count)
 
     def after_epoch(self) -> None:
         """What follows the hooks at the end of an epoch."""
@@ -131,6 +177,36 @@ class TrainEpochLoop:
         closes_window = run.settings.accumulate_grad_batches != 1 and fetcher.is_last
         output = self._optimization.run(batch, index, is_last=closes_window)
         is_last = counts.is_last_batch = fetcher.is_last
+        return self._finish_batch(output, batch, index, is_last=is_last)
+
+    def _run_self_fetching(self, batches: BatchIterator, fetcher: Fetcher) -> bool:
+        """As `_run_batch`, of a step that takes as many batches as it likes; hooks hear of the last one taken."""
+        run, counts, cursor = self.run_context, self.counts, self.counts.batch
+        first = fetcher.count
+        counts.is_last_batch = False
+        cursor.ready()
+        if self._on_batch_start is not None and self._on_batch_start(batches.batch, first) == SKIP_EPOCH:
+            cursor.skip()
+            return True
+        cursor.started()
+        try:
+            output = self._optimization.run(batches, first, is_last=False)
+        except StopIteration:  # it asked for more batches than were left
+            cursor.abandon()
+            counts.is_last_batch = True
+            self._schedulers.after_epoch(counts.epoch.total, plateau=False)
+            if self.validates and self._validates_after(fetcher.count - 1, is_last=True):
+                self.val_loop.run()
+            return True
+        batches.check_taken(first, f"{type(run.strategy.lightning_module).__name__}.training_step")
+        is_last = counts.is_last_batch = fetcher.is_last
+        for _ in range(first, fetcher.count - 1):
+            cursor.pass_over()
+        return self._finish_batch(output, batches.batch, fetcher.count - 1, is_last=is_last)
+
+    def _finish_batch(self, output: Any, batch: Any, index: int, *, is_last: bool) -> bool:
+        """What follows the step. Does the epoch end here, before its batches do?"""
+        run, counts, cursor = self.run_context, self.counts, self.counts.batch
         cursor.processed()
         if self._schedulers.step_by_step and self._stepped(index, is_last):
             self._schedulers.after_step(plateau=False)
@@ -144,6 +220,9 @@ class TrainEpochLoop:
         due = when.logs_after(counts.stepped_batches, every, stopping=run.state.should_stop)
         if due and self._stepped(index, is_last):
             run.metrics.publish_step(counts.stepped_batches, counts.epoch.total)
+        if due or is_last:
+            step, epoch = counts.stepped_batches, counts.epoch.total
+            self._watch.look(output, step=step, epoch=epoch, batch=index, is_last=is_last)
         return self._after_batch(index, is_last=is_last)
 
     def _stepped(self, index: int, is_last: bool) -> bool:
@@ -160,8 +239,9 @@ class TrainEpochLoop:
             counts.stepped_batches += 1
             if self._schedulers.step_by_step:
                 self._schedulers.after_step(plateau=True)
+        run.signals.place += 1
         if run.signals.caught:
-            run.signals.raise_if_caught()
+            run.signals.stop_if_due(run.signals.place - 1)
         max_steps = run.settings.max_steps
         if run.state.should_stop:
             for logger in run.metrics.loggers:
@@ -176,9 +256,10 @@ class TrainEpochLoop:
             return False
         duration = run.settings.val_check_time
         if duration is not None:
-            due = monotonic() - self._validated_at_s >= duration.total_seconds()
-            # Clocks differ: the first rank's decides.
-            return self.may_stop or bool(run.strategy.broadcast(due))
+            remaining_s = duration.total_seconds() - (monotonic() - self._validated_at_s)
+            # Clocks differ: the first rank's decides. All processes must ask, also if they stop anyway.
+            due = self._clock.is_over(remaining_s, run.strategy, run.strategy.world_size)
+            return due or self.may_stop
         return when.validates_after(
             batch=index,
             batches_in_all=self.counts.batch.total - 1,

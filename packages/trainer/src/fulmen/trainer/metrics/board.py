@@ -14,11 +14,18 @@ from torch import Tensor
 from fulmen.fabric.rank_zero import warn_once
 from fulmen.trainer.errors import MisconfigurationException
 from fulmen.trainer.metrics.accumulator import Scalar, as_tensor, batch_size_of_log
-from fulmen.trainer.metrics.agreement import Reducer, agree_on_epoch, agree_on_names, agree_on_step, in_same_order
+from fulmen.trainer.metrics.agreement import Reducer
 from fulmen.trainer.metrics.batch_size import extract_batch_size
-from fulmen.trainer.metrics.log_call import NEVER, LogCall, LogRule, decide, one_name_for_two_loaders, two_meanings
+from fulmen.trainer.metrics.log_call import (
+    NEVER,
+    LogRule,
+    decide_arguments,
+    one_name_for_two_loaders,
+    two_meanings,
+)
 from fulmen.trainer.metrics.results import Entry, Phase, Results
 from fulmen.trainer.metrics.scalars import check_is_part, is_metric, metric_result, to_floats, to_scalar, two_kinds
+from fulmen.trainer.metrics.together import Together
 from fulmen.trainer.stages import Stage
 
 
@@ -37,13 +44,14 @@ class MetricsBoard:
     _bar: dict[str, Any]  # tensors that nobody read yet, and floats
     _batch: Any
     _batch_size: float | None  # None: not measured yet
+    _batch_idx: int
     _dataloader_idx: int | None  # None: no batch is at work
     _place: dict[tuple[str, str], Entry]  # where the entries of the current batch are
 
     def __init__(self, loggers: Iterable[Any] = ()) -> None:
         self.loggers: list[Any] = list(loggers)
         self.muted: str | None = None  # the option that switches recording off, as the user wrote it
-        self._reducer: Reducer | None = None
+        self._together: Together | None = None
         self._device = torch.device("cpu")
         self._module: torch.nn.Module | None = None
         self.reset()
@@ -76,7 +84,8 @@ class MetricsBoard:
             is_global_zero: Loggers decide for themselves on which processes they write; this one is not asked.
             module: Where metric objects must be, so that they are on its device and found again after a resume.
         """
-        self._reducer = reducer if reducer is not None and reducer.world_size > 1 else None
+        several = reducer is not None and reducer.world_size > 1
+        self._together = Together(reducer, device, module) if reducer is not None and several else None
         self._device = device
         self._module = module
 
@@ -114,17 +123,20 @@ class MetricsBoard:
     def begin_batch(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """What is logged from now on belongs to this batch."""
         self._batch = batch
+        self._batch_idx = batch_idx
         self._batch_size = None
         if self._dataloader_idx != dataloader_idx:
             self._enter_loader(dataloader_idx)
 
     def _enter_loader(self, dataloader_idx: int) -> None:
         self._results.phase = Phase.BATCHES
+        self._results.loaders_seen.add(dataloader_idx)
         self._dataloader_idx = dataloader_idx
         self._place = self._results.place(dataloader_idx if self._results.num_dataloaders > 1 else None)
 
     def _leave_batch(self) -> None:
         self._batch = None
+        self._batch_idx = 0
         self._batch_size = 1  # outside of batches every value counts the same
         self._dataloader_idx = None
         self._place = self._results.place(None)
@@ -208,7 +220,8 @@ class MetricsBoard:
                 f" Remove the call or the option."
             )
             return None
-        call = self._decide(name, arguments)
+        loader = self._dataloader_idx if self._results.num_dataloaders > 1 else None
+        call = decide_arguments(self.rule, self.hook, name, arguments, loader)
         entry = self._place.get((self.hook, name))
         if entry is not None:
             if entry.call != call:
@@ -231,29 +244,9 @@ class MetricsBoard:
         entry = Entry(call, arguments)
         entry.group = arguments[-1]
         entry.of_batch = self._dataloader_idx is not None
-        entry.late = call.sync_dist and self._reducer is not None and self._results.phase is Phase.EPOCH_END
+        entry.late = call.sync_dist and self._together is not None and self._results.phase is Phase.EPOCH_END
         self._results.add(entry)
         return entry
-
-    def _decide(self, name: str, arguments: tuple[Any, ...]) -> LogCall:
-        prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, add_idx, _, rank_zero_only, _ = (
-            arguments
-        )
-        return decide(
-            self.rule,
-            self.hook,
-            name,
-            prog_bar=prog_bar,
-            logger=logger,
-            on_step=on_step,
-            on_epoch=on_epoch,
-            reduce_fx=reduce_fx,
-            enable_graph=enable_graph,
-            sync_dist=sync_dist,
-            add_dataloader_idx=add_idx,
-            dataloader_idx=self._dataloader_idx if self._results.num_dataloaders > 1 else None,
-            rank_zero_only=rank_zero_only,
-        )
 
     def _measure_batch(self) -> float:
         size = 1 if self._batch is None else extract_batch_size(self._batch)
@@ -270,8 +263,8 @@ class MetricsBoard:
         elif entry.weighted:
             weight = self._batch_size or self._measure_batch()
         entry.take(to_scalar(name, value), weight)
-        if entry.late and self._reducer is not None:
-            agree_on_epoch([entry], self._reducer, self._device)
+        if entry.late and self._together is not None:
+            self._together.join_late([entry])
 
     def _take_metric(self, entry: Entry, metric: Any) -> None:
         call = entry.call
@@ -331,6 +324,10 @@ class MetricsBoard:
         # Evaluation is judged by its epochs: the value of one of its batches is no metric to monitor.
         self._show_value(entry, entry.step_name, value, to_callbacks=self._results.training)
 
+    def _show_unsent(self, entry: Entry) -> None:
+        if entry.unsent is not None:
+            self._show_step(entry, entry.unsent)
+
     def _show_value(self, entry: Entry, name: str, value: Scalar, *, to_callbacks: bool) -> None:
         call = entry.call
         tensor = as_tensor(value, self._device)
@@ -351,18 +348,17 @@ class MetricsBoard:
             step: Where it goes on their axis.
             epoch: Sent along under "epoch"; a metric called "step" then says the step instead.
         """
-        results = self._results
-        if not results.stepping:
+        results, together = self._results, self._together
+        if not results.stepping and (together is None or not results.training):
             return
         self._show()
         fresh = [entry for entry in results.stepping if entry.unsent is not None]
-        if self._reducer is not None:
-            asked = in_same_order([entry for entry in fresh if entry.call.sync_dist and entry.metric is None])
-            agree_on_step(asked, self._reducer, self._device)
-            for entry in asked:
-                if entry.unsent is not None:
-                    self._show_step(entry, entry.unsent)
-        row = {entry.step_name: entry.unsent for entry in fresh if entry.call.logger}
+        if together is not None and results.training:
+            for entry in together.join_step(fresh):
+                self._show_unsent(entry)
+        elif together is not None:
+            together.hold(fresh, self._batch_idx, step)
+        row = {entry.step_name: entry.unsent for entry in fresh if entry.call.logger and entry.unsent is not None}
         for entry in fresh:
             entry.unsent = None
         self._send(row, step, epoch)
@@ -373,18 +369,23 @@ class MetricsBoard:
         self._leave_batch()
         results = self._results
         results.phase = Phase.EPOCH_END
-        for entry in results.entries:
-            entry.compute_metric()
-        if self._reducer is not None:
-            asked = in_same_order([entry for entry in results.entries if entry.call.sync_dist and entry.has_own_sum])
-            agree_on_names(asked, self._reducer, self._device)
-            agree_on_epoch(asked, self._reducer, self._device)
+        if self._together is None:
+            for entry in results.entries:
+                entry.compute_metric()
+            return
+        self._together.join_epoch(results)
+        for step, row in self._together.rows_of_steps(results):
+            self._send(row, step, None)
+        for entry in results.stepping:
+            self._show_unsent(entry)
 
     def publish_epoch(self, step: int, epoch: int) -> None:
         """Send the values of the epoch to the loggers, and begin anew."""
         results = self._results
         if results.phase in (Phase.BEFORE, Phase.BATCHES):
             self.end_batches()
+        if self._together is not None:
+            self._together.join_late([])  # who logged in the hooks of the end what others did not is found out now
         self._show()
         floats = to_floats(results.epoch_values())
         if not results.training:

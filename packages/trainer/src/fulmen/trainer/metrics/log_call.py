@@ -170,6 +170,28 @@ def decide(
     )
 
 
+def decide_arguments(
+    rule: LogRule, hook: str, name: str, arguments: tuple[Any, ...], dataloader_idx: int | None
+) -> LogCall:
+    """As `decide`, for the arguments in the order in which the board compares them."""
+    prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, add_idx, _, rank_zero_only, _ = arguments
+    return decide(
+        rule,
+        hook,
+        name,
+        prog_bar=prog_bar,
+        logger=logger,
+        on_step=on_step,
+        on_epoch=on_epoch,
+        reduce_fx=reduce_fx,
+        enable_graph=enable_graph,
+        sync_dist=sync_dist,
+        add_dataloader_idx=add_idx,
+        dataloader_idx=dataloader_idx,
+        rank_zero_only=rank_zero_only,
+    )
+
+
 def _check_name(name: object) -> None:
     if not isinstance(name, str):
         raise ArgumentTypeError(

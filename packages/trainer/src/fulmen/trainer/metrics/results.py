@@ -206,10 +206,16 @@ class Results:
         self.num_dataloaders = num_dataloaders
         self.training = stage is Stage.TRAIN
         self.phase = Phase.BEFORE
+        self.loaders_seen: set[int] = set()  # those of which a batch was at work
         self.entries: list[Entry] = []  # in the order in which they were first logged
         self.stepping: list[Entry] = []  # those of them that keep values of steps
         self.outside: dict[tuple[str, str], Entry] = {}  # those that belong to no loader
         self.of_loader: list[dict[tuple[str, str], Entry]] = [{} for _ in range(num_dataloaders)]
+
+    @property
+    def saw_all_loaders(self) -> bool:
+        """Did every loader give this process a batch? With few samples for many processes, one may go without."""
+        return len(self.loaders_seen) == self.num_dataloaders
 
     def place(self, dataloader_idx: int | None) -> dict[tuple[str, str], Entry]:
         """Where the entries of a loader are; None: of no loader, or of the only one."""
@@ -225,10 +231,10 @@ class Results:
 
     def twins(self, call: LogCall) -> Iterator[LogCall]:
         """Calls of the same name in the same hook for other loaders."""
-        for entry in self.entries:
-            other = entry.call
-            if (other.hook, other.name) == (call.hook, call.name) and other.dataloader_idx != call.dataloader_idx:
-                yield other
+        for place in (self.outside, *self.of_loader):
+            twin = place.get((call.hook, call.name))
+            if twin is not None and twin.call.dataloader_idx != call.dataloader_idx:
+                yield twin.call
 
     def clear(self) -> None:
         """Forget all entries; metric objects are reset."""

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fulmen.fabric.rank_zero import warn_once
 from fulmen.trainer.core.optimizer import LightningOptimizer
 from fulmen.trainer.errors import ConfigurationError
 from fulmen.trainer.hooks.dispatch import HookFunction, listened, nobody
-from fulmen.trainer.optimization.arguments import step_arguments
+from fulmen.trainer.optimization.arguments import check_training_step, step_arguments
+from fulmen.trainer.optimization.loss import check_derivable, check_finite, check_no_late_layers, check_type
 from fulmen.trainer.optimization.step import OptimizerStep
 from fulmen.trainer.progress.counts import FitCounts
 from fulmen.trainer.run.context import RunContext
@@ -38,8 +40,12 @@ class AutomaticOptimization:
         self._strategy = strategy
         self._hooks = hooks
         self._counts = counts
+        self._skipped = False  # has a batch given no loss?
         self._num_batches = num_batches
+        self.gradients_wait = False  # for further batches, before there is a step?
+        self._module = module
         self._name = type(module).__name__
+        check_training_step(module.training_step, module=self._name)
         step = hooks.step("training_step", strategy.step_function("training_step"))
         self._training_step = step_arguments(module.training_step, step)
 
@@ -53,7 +59,10 @@ class AutomaticOptimization:
 
         self._plain_zero_grad = not is_overridden("optimizer_zero_grad", module)
         self._zero_grad_hook = hooks.module_method("optimizer_zero_grad")
-        self._plain_backward = strategy.backward_is_plain and not is_overridden("backward", module)
+        # The first backward is looked at closely, and with `detect_anomaly` every one.
+        self._plain_backward = False
+        self._is_plain = strategy.backward_is_plain and not is_overridden("backward", module)
+        self._is_first = True
         self._on_before_zero_grad = listened(hooks.on_before_zero_grad)
         self._on_before_backward = listened(hooks.on_before_backward)
         self._on_after_backward = listened(hooks.on_after_backward)
@@ -87,7 +96,8 @@ class AutomaticOptimization:
     def _accumulated(self, batch: Any, index: int, window: int, *, is_last: bool) -> Any:
         place = index % window
         divisor = int(min(window, self._num_batches - (index - place)))
-        if place == window - 1 or is_last:
+        self.gradients_wait = not (place == window - 1 or is_last)
+        if not self.gradients_wait:
             self._advance(batch, index, first=place == 0, divisor=divisor)
         else:
             with self._strategy.skip_gradient_sync(enabled=True):
@@ -123,13 +133,34 @@ class AutomaticOptimization:
             loss = loss / divisor  # not in place: the graph has saved it
         if self._on_before_backward is not None:
             self._on_before_backward(loss)
-        if self._plain_backward:
-            loss.backward()
-        else:
-            self._strategy.backward(loss, self._optimizer)
+        try:
+            if self._plain_backward:
+                loss.backward()
+            else:
+                self._watched_backward(loss, index)
+        except RuntimeError:
+            check_derivable(loss, self._name, self._module.parameters())
+            raise
         if self._on_after_backward is not None:
             self._on_after_backward()
         return loss
+
+    def _watched_backward(self, loss: Tensor, index: int) -> None:
+        if self._settings.detect_anomaly:
+            counts = self._counts
+            check_finite(loss, self._name, epoch=counts.epoch.total, batch=index, step=counts.global_step)
+        if self._is_plain:
+            loss.backward()
+        else:
+            self._strategy.backward(loss, self._optimizer)
+        if self._is_first:
+            self._is_first = False
+            self._plain_backward = self._is_plain and not self._settings.detect_anomaly
+            optimized = (parameter for group in self._groups() for parameter in group["params"])
+            check_no_late_layers(self._module, self._strategy.known_parameters, optimized)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [] if self._optimizer is None else self._optimizer.param_groups
 
     def _zero_grad(self, index: int) -> None:
         optimizer = self._optimizer
@@ -144,6 +175,12 @@ class AutomaticOptimization:
 
     def _loss_of(self, output: Any) -> Tensor | None:
         if output is None:
+            if not self._skipped:
+                self._skipped = True
+                warn_once(
+                    f"{self._name}.training_step() returned None for a batch. There is nothing to derive, so backward"
+                    " is left out, and the optimizer steps without gradients. Return the loss if that is not meant."
+                )
             return None
         if not isinstance(output, Mapping):
             raise ConfigurationError(
@@ -158,6 +195,8 @@ class AutomaticOptimization:
                 " Add it under the key 'loss'."
             )
         loss: Tensor | None = output["loss"]
+        if loss is not None:
+            check_type(loss, self._name)
         return loss
 
     def _clipping(self, module: Any) -> HookFunction | None:

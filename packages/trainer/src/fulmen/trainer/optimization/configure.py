@@ -3,14 +3,16 @@
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
+from fulmen.fabric.rank_zero import PossibleUserWarning, warn_once
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.core.needs import LRSchedulerConfig
-from fulmen.trainer.core.optimizer import LightningOptimizer
 from fulmen.trainer.errors import ArgumentTypeError, ConfigurationError, MisconfigurationException
 from fulmen.trainer.run.context import RunContext
 from fulmen.trainer.signature import is_overridden
@@ -19,6 +21,8 @@ _FORMS = (
     "an optimizer; a list of optimizers; a pair (list of optimizers, list of schedulers);"
     " a dict with 'optimizer' and perhaps 'lr_scheduler', or a list of such dicts; or None"
 )
+_OPTIMIZER_KEYS = {"optimizer", "lr_scheduler", "monitor"}
+_TIMING_KEYS = {"interval", "frequency", "reduce_on_plateau", "monitor", "strict"}
 _SCHEDULER_KEYS = {field.name for field in fields(LRSchedulerConfig)}
 
 
@@ -26,20 +30,51 @@ class SeveralOptimizersError(MisconfigurationException, RuntimeError):
     """Automatic optimization was asked to step several optimizers."""
 
 
+def offer_optimizers(run: RunContext) -> None:
+    """Tell the strategy how to ask the module of this run for optimizers and schedulers."""
+    run.strategy.make_optimizers = partial(_make_optimizers, run)
+
+
 def set_up_optimizers(run: RunContext) -> None:
-    """Ask the module for optimizers and schedulers, and give them to the strategy in place of those it has.
+    """Let the strategy take optimizers and schedulers from the module, in place of those it has.
 
     Raises:
         MisconfigurationException: As `configured` does.
     """
-    strategy = run.strategy
-    module = strategy.lightning_module
+    offer_optimizers(run)
+    run.strategy.setup_optimizers(run.hooks.trainer)  # type: ignore[arg-type]  # opaque here
+
+
+def _make_optimizers(run: RunContext) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
+    module = run.strategy.lightning_module
     assert module is not None
     with run.hooks.inside("configure_optimizers"):
         returned = module.configure_optimizers()
     optimizers, schedulers = configured(module, returned)
-    strategy.setup_optimizers(optimizers, schedulers)
-    strategy.lightning_optimizers = [LightningOptimizer(optimizer) for optimizer in strategy.optimizers]
+    run.strategy.known_parameters = list(module.parameters())
+    _check_parameters(module, optimizers, run.strategy.known_parameters)
+    return optimizers, schedulers
+
+
+def _check_parameters(module: LightningModule, optimizers: list[Optimizer], own: Sequence[nn.Parameter]) -> None:
+    """Does every optimizer have something of this module to change?"""
+    known = {id(parameter) for parameter in own}
+    for optimizer in optimizers:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        name, kind = type(module).__name__, type(optimizer).__name__
+        if parameters and not any(id(parameter) in known for parameter in parameters):
+            raise ConfigurationError(
+                f"{name}.configure_optimizers() returned {kind} over parameters none of which is {name}'s."
+                f" They belong to another model, or to layers that are no attributes of {name}: it would learn nothing."
+                " Pass self.parameters(), and keep layers in attributes, ModuleList or ModuleDict."
+            )
+        if not any(parameter.requires_grad for parameter in parameters):
+            warn_once(
+                f"{name}.configure_optimizers() returned {kind} over parameters that are all frozen"
+                " (requires_grad=False). Its steps change nothing until they are unfrozen."
+                " Leave it out, or unfreeze the parameters, if that is not meant.",
+                category=PossibleUserWarning,
+            )
 
 
 def configured(module: LightningModule, returned: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
@@ -97,6 +132,13 @@ def _split_dict(module: LightningModule, returned: Mapping[str, Any]) -> tuple[l
             " whose key 'optimizer' holds no torch optimizer. Without one nothing can be stepped."
             " Return {'optimizer': torch.optim.SGD(self.parameters(), lr=0.1)}, for example."
         )
+    if unknown := sorted(map(str, set(returned) - _OPTIMIZER_KEYS)):
+        warnings.warn(
+            f"{type(module).__name__}.configure_optimizers() returned a dict with unknown keys {unknown}."
+            f" They have no effect. Known are {sorted(_OPTIMIZER_KEYS)}.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     scheduler = returned.get("lr_scheduler")
     schedulers = [] if scheduler is None else [scheduler]
     return [optimizer], schedulers, returned.get("monitor")
@@ -136,6 +178,14 @@ def _from_dict(module: LightningModule, raw: Mapping[str, Any]) -> LRSchedulerCo
         warnings.warn(
             f"The scheduler dict of {name}.configure_optimizers() has unknown keys {unknown}."
             f" They have no effect. Known are {sorted(_SCHEDULER_KEYS)}.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    idle = sorted(set(raw) & _TIMING_KEYS)
+    if idle and not module.automatic_optimization:
+        warnings.warn(
+            f"The scheduler dict of {name}.configure_optimizers() has the keys {idle}, and optimization is manual."
+            " There your own training_step steps the schedulers, so these keys have no effect. Remove them.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -5,17 +5,21 @@ from typing import TYPE_CHECKING
 from fulmen.fabric.lazy_face import lazy_face
 
 if TYPE_CHECKING:
+    from fulmen.trainer.profilers.advanced import AdvancedProfiler as AdvancedProfiler
     from fulmen.trainer.profilers.base import PassThroughProfiler as PassThroughProfiler
     from fulmen.trainer.profilers.base import Profiler as Profiler
+    from fulmen.trainer.profilers.pytorch import PyTorchProfiler as PyTorchProfiler
     from fulmen.trainer.profilers.simple import SimpleProfiler as SimpleProfiler
 
-__all__ = ["PassThroughProfiler", "Profiler", "SimpleProfiler"]
+__all__ = ["AdvancedProfiler", "PassThroughProfiler", "Profiler", "PyTorchProfiler", "SimpleProfiler"]
 
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
+        "AdvancedProfiler": "fulmen.trainer.profilers.advanced",
         "PassThroughProfiler": "fulmen.trainer.profilers.base",
         "Profiler": "fulmen.trainer.profilers.base",
+        "PyTorchProfiler": "fulmen.trainer.profilers.pytorch",
         "SimpleProfiler": "fulmen.trainer.profilers.simple",
     },
 )

@@ -63,6 +63,12 @@ class Cursor:
             raise self._illegal("started")
         self.phase = _STARTED
 
+    def begin(self) -> None:
+        """`ready` and `started` at once, where no hook is between them."""
+        if self.phase is not _IDLE:
+            raise self._illegal("begin")
+        self.phase = _STARTED
+
     def processed(self) -> None:
         """Its work is done."""
         if self.phase is not _STARTED:
@@ -76,11 +82,24 @@ class Cursor:
         self.phase = _IDLE
         self.total += 1
 
+    def finish(self) -> None:
+        """`processed` and `completed` at once, where no hook is between them."""
+        if self.phase is not _STARTED:
+            raise self._illegal("finish")
+        self.phase = _IDLE
+        self.total += 1
+
     def skip(self) -> None:
         """The unit at hand is passed over; it counts as visited."""
         if self.phase is not _READY:
             raise self._illegal("skip")
         self.phase = _IDLE
+        self.total += 1
+
+    def pass_over(self) -> None:
+        """The unit in work counts as visited, and the work goes on in the next one."""
+        if self.phase is not _STARTED:
+            raise self._illegal("pass_over")
         self.total += 1
 
     def abandon(self) -> None:

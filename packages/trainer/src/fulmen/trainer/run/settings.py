@@ -12,8 +12,20 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from fulmen.trainer.errors import ArgumentTypeError, ConfigurationError
+from fulmen.trainer.errors import ArgumentTypeError, ConfigurationError, MisconfigurationException
 
+_SWITCHES = (
+    "inference_mode",
+    "use_distributed_sampler",
+    "detect_anomaly",
+    "barebones",
+    "sync_batchnorm",
+    "enable_autolog_hparams",
+)
+_HINTS = {
+    "max_steps": "max_steps=100, or max_steps=-1 for no limit",
+    "accumulate_grad_batches": "accumulate_grad_batches=4; a schedule is a GradientAccumulationScheduler callback",
+}
 INTERVAL_FORMS = "an int, a float between 0.0 and 1.0, a timedelta, 'DD:HH:MM:SS' or a dict such as {'minutes': 30}"
 
 
@@ -55,6 +67,7 @@ class Settings:
     enable_autolog_hparams: bool = True
     default_root_dir: str = "."
     val_check_time: timedelta | None = field(default=None, init=False)  # the time form of val_check_interval
+    epochs_are_assumed: bool = field(default=False, init=False)  # did nobody say when a fit ends?
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -62,13 +75,33 @@ class Settings:
         self._check_agreement()
         self._fill_in()
 
+    def change(self, name: str, value: Any) -> None:
+        """Give a flag another value while the Trainer exists; one that is wrong is refused, and the old one stays.
+
+        Raises:
+            ArgumentTypeError, ConfigurationError: As when the Trainer is built.
+        """
+        before = {kept: getattr(self, kept) for kept in (name, "val_check_interval", "val_check_time")}
+        setattr(self, name, value)
+        try:
+            self._check_types()
+            self._check_ranges()
+            self.epochs_are_assumed &= name != "max_epochs"
+            if name == "val_check_interval":
+                self.val_check_time = None
+                self._read_val_check_interval()
+        except MisconfigurationException:
+            for kept, old in before.items():
+                setattr(self, kept, old)
+            raise
+
     # Which forms are right
 
     def _check_types(self) -> None:
         for name in ("max_epochs", "min_epochs", "min_steps", "num_sanity_val_steps", "log_every_n_steps"):
             _require_int(name, getattr(self, name), optional=True)
-        for name in ("max_steps", "accumulate_grad_batches"):
-            _require_int(name, getattr(self, name))
+        for name, hint in _HINTS.items():
+            _require_int(name, getattr(self, name), hint=hint)
         for name in ("reload_dataloaders_every_n_epochs", "check_val_every_n_epoch"):
             _require_int(name, getattr(self, name), optional=name.startswith("check"), error=ConfigurationError)
         if not isinstance(self.fast_dev_run, int):
@@ -77,14 +110,9 @@ class Settings:
                 " It says whether, or for how many batches, a quick check of the whole program runs."
                 " Pass True, or a number of batches such as fast_dev_run=7."
             )
-        flags = ("inference_mode", "use_distributed_sampler", "detect_anomaly", "barebones", "sync_batchnorm")
-        for name in flags:
-            if not isinstance(getattr(self, name), bool):
-                raise ArgumentTypeError(
-                    f"Trainer({name}={getattr(self, name)!r}) is not a bool."
-                    f" `{name}` is a switch, and any other value could only be a mistake."
-                    f" Pass {name}=True or {name}=False."
-                )
+        for name in _SWITCHES:
+            require_switch(name, getattr(self, name))
+        require_switch("benchmark", self.benchmark, optional=True)
         if self.deterministic not in (None, True, False, "warn"):
             raise ConfigurationError(
                 f"Trainer(deterministic={self.deterministic!r}) is unknown."
@@ -159,6 +187,7 @@ class Settings:
             # Without any other bound a run ends after 1,000 epochs.
             bounded = self.max_steps != -1 or self.max_time is not None
             self.max_epochs = -1 if bounded else 1000
+            self.epochs_are_assumed = not bounded and not self.fast_dev_run
         if self.fast_dev_run:
             self._shorten(int(self.fast_dev_run))
         if self.overfit_batches and not self.fast_dev_run:
@@ -270,15 +299,36 @@ def parse_duration(name: str, value: Any) -> timedelta:
     return duration
 
 
+def require_switch(name: str, value: object, *, optional: bool = False) -> None:
+    """Refuse what is neither True nor False; with `optional`, None too is right.
+
+    Raises:
+        ArgumentTypeError: Quoting the argument.
+    """
+    if isinstance(value, bool) or (value is None and optional):
+        return
+    raise ArgumentTypeError(
+        f"Trainer({name}={value!r}) is {'neither a bool nor None' if optional else 'not a bool'}."
+        f" `{name}` is a switch, and any other value could only be a mistake."
+        f" Pass {name}=True or {name}=False."
+    )
+
+
 def _require_int(
-    name: str, value: object, *, optional: bool = False, error: type[Exception] = ArgumentTypeError
+    name: str,
+    value: object,
+    *,
+    optional: bool = False,
+    error: type[Exception] = ArgumentTypeError,
+    hint: str | None = None,
 ) -> None:
     if (value is None and optional) or (isinstance(value, int) and not isinstance(value, bool)):
         return
-    hint = f"{name}={value.strip()}" if isinstance(value, str) and value.strip().lstrip("-").isdigit() else f"{name}=1"
+    if isinstance(value, str) and value.strip().removeprefix("-").isdecimal():
+        hint = f"{name}={value.strip()}"
     raise error(
         f"Trainer({name}={value!r}) is {'not an int' if not optional else 'neither an int nor None'}."
-        f" `{name}` is a count, and nothing is converted silently. Pass for example {hint}."
+        f" `{name}` is a count, and nothing is converted silently. Pass for example {hint or f'{name}=1'}."
     )
 
 

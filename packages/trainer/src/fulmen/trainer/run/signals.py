@@ -1,6 +1,7 @@
-"""SIGTERM and its kin set a flag; the loop acts on it at the next batch boundary. Ctrl-C raises at once.
+"""SIGTERM and its kin, and the first Ctrl-C, set a flag; the loop acts on it at the next batch boundary.
 
-A handler does nothing else: no collective, no saving, no lock. `caught` is one attribute read per batch.
+A handler does nothing else: no collective, no saving, no lock. While no signal came, a batch costs an addition and the
+reading of one attribute. Several processes stop at the same boundary: `common_stop` says which.
 """
 
 import os
@@ -10,22 +11,32 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-from fulmen.fabric.rank_zero import rank_zero_info
+from fulmen.fabric.rank_zero import rank_zero_info, rank_zero_only
 from fulmen.trainer.errors import InterruptedBySignal
+from fulmen.trainer.run.common_stop import CommonStop
 
-_CAUGHT = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_CAUGHT = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name))
+# Beyond every place that a loop begins.
+_OVER = sys.maxsize
 
 
 class Signals:
     """The signals that end a run, caught while it lasts.
 
     Attributes:
-        caught: Number of the first signal that came, or 0.
+        caught: Number of the signal that ends the run, or 0.
+        place: How many times a loop has said "so far, and no farther if you are told to stop": before each training
+            batch, and before and after each evaluation. The same in all processes that are equally far.
+        stopped: Have all processes stopped at a place that a checkpoint can describe?
     """
 
     def __init__(self) -> None:
         self.caught = 0
+        self.place = 0
+        self.stopped = False
+        self._others: CommonStop | None = None
 
     @contextmanager
     def listening(self, pass_on: Callable[[int], None] | None = None) -> Iterator[None]:
@@ -39,20 +50,28 @@ class Signals:
 
         Raises:
             InterruptedBySignal: If one came too late for the loop to act on it.
+            KeyboardInterrupt: If that was Ctrl-C; also at the second one, and where no loop runs.
         """
-        self.caught = 0
+        self.caught, self.place, self.stopped = 0, 0, False
         if threading.current_thread() is not threading.main_thread():
-            yield
+            try:
+                yield
+            finally:
+                self._close()
             return
         before = {number: signal.getsignal(number) for number in _CAUGHT}
         pid = os.getpid()
 
         def catch(number: int, frame: FrameType | None) -> None:
-            self.caught = self.caught or number
+            user_handler = before.get(number)
+            if user_handler is signal.default_int_handler:
+                if self.caught or not self.place:
+                    raise KeyboardInterrupt
+                _announce_stop()
+            self._hear(number)
             if pass_on is not None and os.getpid() == pid:  # a forked process inherits the handler
                 pass_on(number)
-            user_handler = before.get(number)
-            if callable(user_handler):
+            if callable(user_handler) and user_handler is not signal.default_int_handler:
                 user_handler(number, frame)
 
         try:
@@ -61,19 +80,68 @@ class Signals:
                     signal.signal(number, catch)
             yield
         finally:
+            self._close()
             for number, handler in before.items():
                 if handler is not None:
                     signal.signal(number, handler)
-        self.raise_if_caught()
+        if self.caught:
+            raise ending(self.caught)
 
-    def raise_if_caught(self) -> None:
-        """End the run here if a signal asked for it.
+    def stop_with_others(self, store: Any, rank: int, world_size: int) -> None:
+        """From now on a signal to any process of the run stops all of them, at the same place.
+
+        Args:
+            store: A key-value store of all processes, or None when alone.
+            rank: Of this process.
+            world_size: Number of processes.
+        """
+        if store is None:
+            return
+        self._others = CommonStop(store, rank, world_size, self._catch, lambda: self.place)
+        if self.caught:  # it came while the processes were set up
+            self._others.ask(self.caught)
+
+    def stop_if_due(self, place: int) -> None:
+        """Called where a signal was `caught`: end the run here, unless other processes are beyond `place` already.
 
         Raises:
             InterruptedBySignal: With the number of the signal.
+            KeyboardInterrupt: If that was Ctrl-C.
         """
+        if self._others is None or self._others.place() <= place:
+            self.stopped = True
+            raise ending(self.caught)
+
+    def begin_next(self) -> None:
+        """A loop is about to begin what comes next, beside training batches, which do this by themselves."""
+        self.place += 1
         if self.caught:
-            raise InterruptedBySignal(self.caught)
+            self.stop_if_due(self.place - 1)
+
+    def finish(self) -> None:
+        """The loops are over: who is alone and got a signal ends here, several processes have reached the end."""
+        before, self.place = self.place, _OVER
+        if self.caught:
+            self.stop_if_due(before)
+
+    def _hear(self, number: int) -> None:
+        if self._others is None:
+            self._catch(number)
+        else:
+            self._others.ask(number)
+
+    def _catch(self, number: int) -> None:
+        self.caught = self.caught or number
+
+    def _close(self) -> None:
+        if self._others is not None:
+            self._others.close()
+            self._others = None
+
+
+def ending(number: int) -> BaseException:
+    """What ends a run because of this signal."""
+    return KeyboardInterrupt() if number == signal.SIGINT else InterruptedBySignal(number)
 
 
 def end_on_ctrl_c() -> None:
@@ -85,3 +153,9 @@ def end_on_ctrl_c() -> None:
     if not hasattr(sys, "ps1"):
         raise SystemExit(128 + signal.SIGINT) from None
     rank_zero_info("Interrupted by Ctrl-C. The Trainer can be used again.")
+
+
+def _announce_stop() -> None:
+    if rank_zero_only.rank == 0:
+        # Not `print`: the handler may have come in the middle of another one.
+        os.write(2, b"\nCtrl-C: the run ends after this batch. Press it again to end at once.\n")

@@ -10,18 +10,29 @@ class RunState:
     """The one owner of status, entry point and stages; others read.
 
     Validation inside fit is a stage inside a stage: it is entered with `inside` and left again, also on errors.
+
+    Args:
+        status: How the run stands.
+        fn: Which entry point runs.
+        stage: What is running now.
     """
 
-    def __init__(self) -> None:
-        self.status = Status.INITIALIZING
-        self.fn: EntryPoint | None = None
+    def __init__(
+        self, status: Status = Status.INITIALIZING, fn: EntryPoint | None = None, stage: Stage | None = None
+    ) -> None:
+        self.status = status
+        self.fn = fn
         self.should_stop = False
-        self._stages: list[Stage] = []
+        self._stages: list[Stage] = [] if stage is None else [stage]
 
     @property
     def stage(self) -> Stage | None:
-        """The innermost stage."""
+        """The innermost stage; what is set here holds until the stage around it is left."""
         return self._stages[-1] if self._stages else None
+
+    @stage.setter
+    def stage(self, stage: Stage | None) -> None:
+        self._stages[-1:] = [] if stage is None else [Stage(stage)]
 
     @property
     def finished(self) -> bool:
@@ -36,8 +47,12 @@ class RunState:
     @contextmanager
     def inside(self, stage: Stage) -> Iterator[None]:
         """Be in `stage` until the block is left."""
+        depth = len(self._stages)
         self._stages.append(stage)
         try:
             yield
         finally:
-            self._stages.pop()
+            del self._stages[depth:]  # not `pop`: the stage may have been set to None meanwhile
+
+
+TrainerState = RunState

@@ -5,7 +5,7 @@ of a `LightningModule` as functions, backward through the module's own `backward
 to and from a checkpoint.
 """
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
@@ -22,15 +22,19 @@ from fulmen.fabric.strategies.capabilities import SkipsGradientSync
 from fulmen.fabric.strategies.single_device import SingleDeviceStrategy as FabricSingleDeviceStrategy
 from fulmen.fabric.trees import move_to_device
 from fulmen.fabric.types import Optimizable
+from fulmen.trainer._typing import Trainer
 from fulmen.trainer.core.module import LightningModule
+from fulmen.trainer.core.optimizer import LightningOptimizer
 from fulmen.trainer.errors import ConfigurationError
 from fulmen.trainer.signature import extension_point, is_overridden
+from fulmen.trainer.stages import EntryPoint
 from fulmen.trainer.strategies.fabric_backed import FabricBacked
+from fulmen.trainer.strategies.hears_the_run import HearsTheRun
 from fulmen.trainer.strategies.layer_sync import LayerSync
 
 
 @extension_point
-class Strategy(FabricBacked):
+class Strategy(FabricBacked, HearsTheRun):
     """How the trainer runs a module on devices.
 
     Users may subclass it and override any public method; whoever overrides the collective methods (`reduce`,
@@ -43,11 +47,21 @@ class Strategy(FabricBacked):
     """
 
     layer_sync: LayerSync | None = None
-    model: nn.Module | None
+    # Does no process hold the whole module? Must all make the same number of evaluation steps? May they be made in
+    # inference mode?
+    shards_parameters: bool = False
+    evaluates_in_step: bool = False
+    allows_inference_mode: bool = True
     lr_scheduler_configs: list[Any]
-    lightning_optimizers: list[Any]
+    # The optimizers as users see them: their `step` goes through the run.
+    lightning_optimizers: list[LightningOptimizer]
+    # The run's way to ask the module for optimizers and the configurations of their schedulers.
+    make_optimizers: Callable[[], tuple[list[Optimizer], list[Any]]] | None = None
+    # The module's parameters when its optimizers were made; those that come later are in none of them.
+    known_parameters: Sequence[nn.Parameter] = ()
     # The user's hook that moves batches: the module's, until `data.batch.make_placer` finds one of the datamodule's.
     transfer: Callable[[Any, torch.device, int], Any] | None
+    _model: nn.Module | None
     _optimizers: list[Optimizer]
     _lightning_module: LightningModule | None
     _run_backward: Callable[..., None] | None
@@ -108,6 +122,15 @@ class Strategy(FabricBacked):
         return self._lightning_module
 
     @property
+    def model(self) -> nn.Module | None:
+        """The module as it is trained: wrapped, where the strategy wraps."""
+        return self._model
+
+    @model.setter
+    def model(self, new_model: nn.Module | None) -> None:
+        self._model = new_model
+
+    @property
     def optimizers(self) -> list[Optimizer]:
         """The optimizers of the module."""
         return self._optimizers
@@ -115,6 +138,7 @@ class Strategy(FabricBacked):
     @optimizers.setter
     def optimizers(self, optimizers: list[Optimizer]) -> None:
         self._optimizers = list(optimizers)
+        self.lightning_optimizers = [LightningOptimizer(optimizer) for optimizer in optimizers]
 
     def connect(self, model: LightningModule) -> None:
         """Bind the module. Nothing is moved or wrapped yet."""
@@ -127,6 +151,16 @@ class Strategy(FabricBacked):
     def setup_environment(self) -> None:
         """Join the other processes and set up the device."""
         self.fabric_strategy.setup_environment()
+
+    def setup(self, trainer: Trainer) -> None:
+        """Get everything ready for a run: the model, and if it is trained, its optimizers."""
+        prepare = getattr(self.accelerator, "setup", None)  # of an accelerator of the user's own
+        if prepare is not None:
+            prepare(trainer)
+        training = trainer.state.fn is EntryPoint.FIT
+        self.setup_model(training=training)
+        if training:
+            self.setup_optimizers(trainer)
 
     def setup_model(self, *, training: bool) -> None:
         """Convert the module to the precision and move it; if it is trained, synchronise its layers and wrap it."""
@@ -148,7 +182,12 @@ class Strategy(FabricBacked):
         assert self.model is not None
         self.model.to(self.root_device)
 
-    def setup_optimizers(self, optimizers: list[Optimizer], schedulers: list[Any]) -> None:
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        """Ask the module for its optimizers and schedulers, in place of those that are here."""
+        assert self.make_optimizers is not None, f"no run has told how it makes optimizers for {trainer}"
+        self.take_optimizers(*self.make_optimizers())
+
+    def take_optimizers(self, optimizers: list[Optimizer], schedulers: list[Any]) -> None:
         """Take over the optimizers and the configurations of their schedulers.
 
         State that an optimizer has already (from an earlier run) moves to the device.
@@ -168,9 +207,6 @@ class Strategy(FabricBacked):
                 self._optimizers_to(torch.device("cpu"))
         self._run_backward = None
         self.fabric_strategy.teardown()
-
-    def on_exception(self, exception: BaseException) -> None:
-        """The run ends with `exception`; it is raised again afterwards."""
 
     def tensor_init_context(self, empty_init: bool | None = None) -> AbstractContextManager[Any]:
         """Inside, new tensors are born on the device and in the precision.
@@ -322,51 +358,25 @@ class Strategy(FabricBacked):
             ConfigurationError: There are more or fewer of them than optimizers.
         """
         states = checkpoint["optimizer_states"]
+        self._check_states(states)
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
+        self._optimizers_to(self.root_device)
+
+    # For the strategies of this folder
+
+    def _check_states(self, states: Sequence[Any]) -> None:
         if len(states) != len(self.optimizers):
             raise ConfigurationError(
                 f"The checkpoint holds the states of {len(states)} optimizers, and the module has"
                 f" {len(self.optimizers)}. State is given back in the order of configure_optimizers()."
                 " Return as many optimizers as when the checkpoint was saved, or load only the weights."
             )
-        for optimizer, state in zip(self.optimizers, states, strict=True):
-            optimizer.load_state_dict(state)
-        self._optimizers_to(self.root_device)
-
-    # Hooks of the run: a subclass may listen
-
-    def on_train_start(self) -> None:
-        """Training begins."""
-
-    def on_train_end(self) -> None:
-        """Training has ended."""
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """A training batch begins."""
-
-    def on_validation_start(self) -> None:
-        """Validation begins."""
-
-    def on_validation_end(self) -> None:
-        """Validation has ended."""
-
-    def on_test_start(self) -> None:
-        """Testing begins."""
-
-    def on_test_end(self) -> None:
-        """Testing has ended."""
-
-    def on_predict_start(self) -> None:
-        """Predicting begins."""
-
-    def on_predict_end(self) -> None:
-        """Predicting has ended."""
-
-    # For the strategies of this folder
 
     def _adopt(self, fabric_strategy: FabricStrategy) -> None:
         self.fabric_strategy = fabric_strategy
-        self.model = self._lightning_module = self._run_backward = self.transfer = None
-        self.lr_scheduler_configs, self.lightning_optimizers, self._optimizers = [], [], []
+        self._model = self._lightning_module = self._run_backward = self.transfer = None
+        self.lr_scheduler_configs, self.optimizers = [], []
 
     def _module(self) -> LightningModule:
         if self._lightning_module is None:
@@ -387,6 +397,10 @@ class Strategy(FabricBacked):
     def _wrap(self, model: nn.Module) -> nn.Module:
         return model
 
+    def _surrounded(self, name: str, step: Callable[..., Any]) -> Callable[..., Any]:
+        """`step`, called as this strategy calls it: training through the wrapper, evaluation past it."""
+        return self._through_wrapper(step) if name == "training_step" else step
+
     def _through_wrapper(self, step: Callable[..., Any]) -> Callable[..., Any]:
         return step
 
@@ -394,9 +408,7 @@ class Strategy(FabricBacked):
         """May layers be synchronised here? On one process there is nothing to object to."""
 
     def _make_step(self, name: str) -> Callable[..., Any]:
-        step: Callable[..., Any] = getattr(self._module(), name)
-        if name == "training_step":
-            step = self._through_wrapper(step)
+        step = self._surrounded(name, getattr(self._module(), name))
         precision = self.precision_plugin
         if not precision.has_forward_context:
             return step

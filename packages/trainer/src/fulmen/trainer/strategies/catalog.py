@@ -5,11 +5,15 @@ from typing import Any
 from fulmen.fabric.registry import Registry
 from fulmen.fabric.strategies.base import Strategy as FabricStrategy
 from fulmen.fabric.strategies.ddp import DDPStrategy as FabricDDPStrategy
+from fulmen.fabric.strategies.fsdp import FSDPStrategy as FabricFSDPStrategy
+from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy as FabricModelParallelStrategy
 from fulmen.fabric.strategies.parallel import ParallelStrategy as FabricParallelStrategy
 from fulmen.fabric.strategies.single_device import SingleDeviceStrategy as FabricSingleDeviceStrategy
 from fulmen.trainer.errors import ArgumentTypeError
 from fulmen.trainer.strategies.base import Strategy
 from fulmen.trainer.strategies.ddp import DDPStrategy, register_ddp
+from fulmen.trainer.strategies.fsdp import FSDPStrategy, register_fsdp
+from fulmen.trainer.strategies.model_parallel import ModelParallelStrategy
 from fulmen.trainer.strategies.parallel import ParallelStrategy
 from fulmen.trainer.strategies.single_device import SingleDeviceStrategy
 
@@ -17,6 +21,7 @@ STRATEGY_REGISTRY: Registry[type[Any]] = Registry("strategy")
 """Names to strategy classes, fabric's or the trainer's; users may register their own."""
 
 register_ddp(STRATEGY_REGISTRY, FabricDDPStrategy)
+register_fsdp(STRATEGY_REGISTRY, FabricFSDPStrategy)
 STRATEGY_REGISTRY.register("single_device", FabricSingleDeviceStrategy, "one process, one device")
 
 StrategyRegistry = STRATEGY_REGISTRY
@@ -24,6 +29,8 @@ StrategyRegistry = STRATEGY_REGISTRY
 # A fabric strategy is bound by the first entry that it is an instance of.
 _BOUND: list[tuple[Any, type[Strategy]]] = [
     (FabricDDPStrategy, DDPStrategy),
+    (FabricFSDPStrategy, FSDPStrategy),
+    (FabricModelParallelStrategy, ModelParallelStrategy),
     (FabricParallelStrategy, ParallelStrategy),
     (FabricSingleDeviceStrategy, SingleDeviceStrategy),
     (FabricStrategy, Strategy),

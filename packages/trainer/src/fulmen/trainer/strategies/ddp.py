@@ -96,25 +96,6 @@ class DDPStrategy(ParallelStrategy):
         return True
 
     @property
-    def num_nodes(self) -> int:
-        """How many machines."""
-        return self._fabric_ddp.num_nodes
-
-    @num_nodes.setter
-    def num_nodes(self, num_nodes: int) -> None:
-        self._fabric_ddp.num_nodes = num_nodes
-
-    @property
-    def num_processes(self) -> int:
-        """How many processes on this machine."""
-        return self._fabric_ddp.num_processes
-
-    @property
-    def process_group_backend(self) -> str | None:
-        """The backend of the process group, such as "gloo"."""
-        return self._fabric_ddp.process_group_backend
-
-    @property
     def optimizer_step_is_plain(self) -> bool:
         """Is `optimizer_step(optimizer, ...)` no more than `optimizer.step(...)`?"""
         return self._averager is None and self._is_plain(DDPStrategy, "optimizer_step")
@@ -125,9 +106,23 @@ class DDPStrategy(ParallelStrategy):
         plain = self._is_plain(DDPStrategy, "backward", "pre_backward", "post_backward")
         return plain and not self._prepares_backward
 
-    def setup_optimizers(self, optimizers: list[Optimizer], schedulers: list[Any]) -> None:
+    def configure_ddp(self) -> None:
+        """Wrap the model for training."""
+        assert self.model is not None
+        wrapped = self.fabric_strategy.setup_module(self.model)
+        if self._comm_hook is not None and isinstance(wrapped, DistributedDataParallel):
+            hook = self._comm_hook if self._comm_wrapper is None else self._comm_wrapper(self._comm_hook)
+            wrapped.register_comm_hook(self._comm_state, hook)
+        self.model = wrapped
+
+    def determine_ddp_device_ids(self) -> list[int] | None:
+        """What `DistributedDataParallel` is told of devices: the index of the one here; None on the CPU."""
+        device = self.root_device
+        return None if device.type == "cpu" or device.index is None else [device.index]
+
+    def take_optimizers(self, optimizers: list[Optimizer], schedulers: list[Any]) -> None:
         """Take over optimizers and schedulers; begin to average parameters, if asked for."""
-        super().setup_optimizers(optimizers, schedulers)
+        super().take_optimizers(optimizers, schedulers)
         self._averager = None
         if self._averaging_period is not None and isinstance(self.model, DistributedDataParallel):
             self._averager = self._make_averager(self._averaging_period)
@@ -156,10 +151,6 @@ class DDPStrategy(ParallelStrategy):
         super().teardown()
 
     @property
-    def _fabric_ddp(self) -> FabricDDPStrategy:
-        return cast(FabricDDPStrategy, self.fabric_strategy)
-
-    @property
     def _prepares_backward(self) -> bool:
         module = self._lightning_module
         return (
@@ -167,11 +158,9 @@ class DDPStrategy(ParallelStrategy):
         )
 
     def _wrap(self, model: nn.Module) -> nn.Module:
-        wrapped = self.fabric_strategy.setup_module(model)
-        if self._comm_hook is not None and isinstance(wrapped, DistributedDataParallel):
-            hook = self._comm_hook if self._comm_wrapper is None else self._comm_wrapper(self._comm_hook)
-            wrapped.register_comm_hook(self._comm_state, hook)
-        return wrapped
+        self.model = model
+        self.configure_ddp()
+        return self.model
 
     def _through_wrapper(self, step: Callable[..., Any]) -> Callable[..., Any]:
         wrapped, module = self.model, self._module()

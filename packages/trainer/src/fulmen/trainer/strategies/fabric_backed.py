@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from fulmen.fabric.accelerators.base import Accelerator
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
-from fulmen.fabric.collectives.process_group import is_initialized
+from fulmen.fabric.collectives.process_group import is_initialized, shared_store
 from fulmen.fabric.collectives.tensors import reduce_tensors
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.strategies.base import Strategy as FabricStrategy
@@ -93,6 +93,11 @@ class FabricBacked:
         return self.fabric_strategy.distributed_sampler_kwargs
 
     @property
+    def distinct_ranks(self) -> list[int] | None:
+        """The processes whose values count, where some see the same data as others; None: all."""
+        return None
+
+    @property
     def launcher(self) -> Any:
         """What starts the other processes; None if nothing has to be started."""
         return self.fabric_strategy.launcher
@@ -139,6 +144,10 @@ class FabricBacked:
     def broadcast(self, obj: T, src: int = 0) -> T:
         """`obj` of the process `src`, in every process."""
         return self.fabric_strategy.broadcast(obj, src)
+
+    def shared_store(self) -> Any:
+        """A key-value store of all processes, for what cannot wait for a collective; None when alone."""
+        return shared_store()
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
         """Do all processes say yes? With `all=False`: does any?"""

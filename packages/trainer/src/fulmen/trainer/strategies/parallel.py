@@ -61,6 +61,39 @@ class ParallelStrategy(Strategy):
     def cluster_environment(self, cluster_environment: ClusterEnvironment) -> None:
         self._fabric_parallel.cluster_environment = cluster_environment
 
+    @property
+    def num_nodes(self) -> int:
+        """How many machines."""
+        return self._fabric_parallel.num_nodes
+
+    @num_nodes.setter
+    def num_nodes(self, num_nodes: int) -> None:
+        self._fabric_parallel.num_nodes = num_nodes
+
+    @property
+    def num_processes(self) -> int:
+        """How many processes on this machine."""
+        return self._fabric_parallel.num_processes
+
+    @property
+    def process_group_backend(self) -> str | None:
+        """The backend of the process group, such as "gloo"; None if there is no group."""
+        backend: str | None = getattr(self._fabric_parallel, "process_group_backend", None)
+        return backend
+
+    def setup_environment(self) -> None:
+        """Take the device and join the other processes."""
+        self.setup_distributed()
+
+    def setup_distributed(self) -> None:
+        """Learn the rank of this process, and open the process group."""
+        self.set_world_ranks()
+        self.fabric_strategy.setup_environment()
+
+    def set_world_ranks(self) -> None:
+        """Tell the environment the rank of this process and the number of all."""
+        self._fabric_parallel.set_world_ranks()
+
     @contextmanager
     def block_backward_sync(self) -> Generator[None, None, None]:
         """Inside, backward leaves the gradients of this process alone."""

@@ -1,8 +1,7 @@
-"""Handwritten digits, with your own training loop: one process or several, the same result.
+"""Data parallel: a replica of the model in each process, and the same result for any number of them.
 
-python examples/fabric_digits.py
-python examples/fabric_digits.py --devices 2
-torchrun --nproc-per-node 2 examples/fabric_digits.py
+python examples/fabric/ddp.py --devices 2
+torchrun --nproc-per-node 2 examples/fabric/ddp.py
 """
 
 import argparse

@@ -1,6 +1,6 @@
 import time
 
-from fulmen.trainer.callbacks.agreed_clock import AgreedClock
+from fulmen.trainer.run.agreed_clock import AgreedClock
 
 
 class Pair:

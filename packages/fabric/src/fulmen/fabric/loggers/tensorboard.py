@@ -1,0 +1,197 @@
+"""Metrics, hyperparameters and the graph of a model in TensorBoard's event files."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from fulmen.fabric.errors import ConfigurationError, MissingPackageError
+from fulmen.fabric.filesystem import join
+from fulmen.fabric.loggers.base import Logger, rank_zero_experiment
+from fulmen.fabric.loggers.params import add_prefix, as_number, flatten_params, params_dict, printable_params
+from fulmen.fabric.loggers.versions import take_version, version_dir
+from fulmen.fabric.optional_packages import is_installed
+from fulmen.fabric.rank_zero import rank_zero_only, rank_zero_warn
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class TensorBoardLogger(Logger):
+    """Writes `root_dir/name/version_N/sub_dir/events.out.tfevents...`.
+
+    Args:
+        root_dir: The folder of all experiments.
+        name: The folder of this experiment below it; None or "" for none.
+        version: A number N for the folder `version_N`, or its name. None takes the next free number, and the folder
+            with it: runs that start at the same time get different ones.
+        default_hp_metric: Log the metric `hp_metric` with hyperparameters that come without metrics, for TensorBoard
+            shows none without one.
+        prefix: Stands before the name of each metric, with "-" between.
+        sub_dir: A folder for the events below that of the run.
+        kwargs: As for `torch.utils.tensorboard.SummaryWriter`: `flush_secs`, `max_queue`, `filename_suffix`, ...
+
+    Raises:
+        MissingPackageError: If TensorBoard is not installed.
+    """
+
+    LOGGER_JOIN_CHAR = "-"
+
+    def __init__(
+        self,
+        root_dir: str | Path,
+        name: str | None = "lightning_logs",
+        version: int | str | None = None,
+        default_hp_metric: bool = True,
+        prefix: str = "",
+        sub_dir: str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not is_installed("tensorboard"):
+            raise MissingPackageError(
+                f"{type(self).__name__}(root_dir={os.fspath(root_dir)!r}) needs the package 'tensorboard'. It is not"
+                " installed here. Install it with `python -m pip install tensorboard`, or use CSVLogger."
+            )
+        super().__init__()
+        self._root_dir = os.fspath(root_dir)
+        self._name = name or ""
+        self._version = version
+        self._default_hp_metric = default_hp_metric
+        self._prefix = prefix
+        self._sub_dir = None if sub_dir is None else os.fspath(sub_dir)
+        self._kwargs = kwargs
+        self._experiment: SummaryWriter | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the experiment; "" if it has none."""
+        return self._name
+
+    @property
+    def version(self) -> int | str:
+        """Which run of the experiment this is; the first look takes a free number if none was given."""
+        if self._version is None:
+            self._version = take_version(join(self._root_dir, self._name))
+        return self._version
+
+    @property
+    def root_dir(self) -> str:
+        """The folder of all experiments."""
+        return self._root_dir
+
+    @property
+    def sub_dir(self) -> str | None:
+        """The folder of the events below that of the run."""
+        return self._sub_dir
+
+    @property
+    def log_dir(self) -> str:
+        """The folder of the events."""
+        run = version_dir(join(self._root_dir, self._name), self.version)
+        path = run if self._sub_dir is None else join(run, self._sub_dir)
+        return os.path.expanduser(os.path.expandvars(path))
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> SummaryWriter:
+        """The writer, made at the first look; on processes other than rank zero, something that takes every call.
+
+        >>> logger.experiment.add_histogram("weights", weights, step)  # doctest: +SKIP
+        """
+        if self._experiment is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._experiment = SummaryWriter(log_dir=self.log_dir, **self._kwargs)
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """One scalar per name; a dict of numbers becomes several curves in one chart.
+
+        Raises:
+            ConfigurationError: If a value is no number.
+        """
+        writer: Any = self.experiment
+        for name, value in add_prefix(metrics, self._prefix, self.LOGGER_JOIN_CHAR).items():
+            try:
+                if isinstance(value, Mapping):
+                    writer.add_scalars(name, {key: as_number(each) for key, each in value.items()}, step)
+                else:
+                    writer.add_scalar(name, as_number(value), step)
+            # What add_scalar raises depends on what it was given.
+            except Exception as error:
+                raise ConfigurationError(
+                    f"log_metrics({{{name!r}: {value!r}}}) cannot be written. TensorBoard takes a number, a tensor of"
+                    f" one element, or a dict of these, and it is a {type(value).__name__} ({error}). Convert it first,"
+                    " or use the methods of `logger.experiment`."
+                ) from error
+
+    @rank_zero_only
+    def log_hyperparams(
+        self,
+        params: dict[str, Any] | Namespace,
+        metrics: dict[str, Any] | None = None,
+        step: int | None = None,
+    ) -> None:
+        """Show the run in the table of hyperparameters.
+
+        Args:
+            params: Nested ones are flattened; what is no number or text is shown as text.
+            metrics: To compare runs by. None takes `hp_metric`, unless the logger was told otherwise.
+            step: Of the metrics.
+        """
+        flat = printable_params(flatten_params(params_dict(params)))
+        if metrics is None:
+            metrics = {"hp_metric": -1} if self._default_hp_metric else {}
+        elif not isinstance(metrics, dict):
+            metrics = {"hp_metric": metrics}
+        if not metrics:
+            return
+        self.log_metrics(metrics, 0 if step is None else step)
+        from torch.utils.tensorboard.summary import hparams
+
+        shown = add_prefix(metrics, self._prefix, self.LOGGER_JOIN_CHAR)
+        writer: Any = self.experiment
+        for summary in hparams(flat, shown):
+            writer.file_writer.add_summary(summary)
+
+    @rank_zero_only
+    def log_graph(self, model: nn.Module, input_array: Tensor | None = None) -> None:
+        """Trace the model and show its graph.
+
+        Args:
+            model: Must be traceable by `torch.jit.trace`.
+            input_array: A batch to trace it with; None takes the model's `example_input_array`, and warns if it has
+                none.
+        """
+        example = getattr(model, "example_input_array", None) if input_array is None else input_array
+        if example is None:
+            rank_zero_warn(
+                f"The graph of this {type(model).__name__} is not logged: it is traced with a batch, and there is none."
+                " Pass input_array, or set `example_input_array` on the model."
+            )
+            return
+        writer: Any = self.experiment
+        writer.add_graph(model, example)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what is held back."""
+        if self._experiment is not None:
+            self._experiment.flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is held back, and close the file. What is logged later opens it again."""
+        if self._experiment is not None:
+            self._experiment.flush()
+            self._experiment.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The writer has a thread, which cannot be sent to another process.
+        return {**self.__dict__, "_experiment": None}

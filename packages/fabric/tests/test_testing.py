@@ -1,0 +1,195 @@
+"""Every strategy trains as one process does: the parity test that users run on their own modules, run on ours."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
+from fulmen.fabric.strategies.ddp import DDPStrategy
+from fulmen.fabric.strategies.dp import DataParallelStrategy
+from fulmen.fabric.strategies.fsdp import FSDPStrategy
+from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy
+from fulmen.fabric.testing import assert_parity
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(8, 16)
+        self.down = nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.tanh(self.up(x)))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.head = nn.Linear(8, 3)
+        self.register_buffer("scale", torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x) * self.scale
+
+
+def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(model(batch["x"]), batch["y"])
+
+
+def batches(num: int = 4, samples: int = 8) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(3)
+    return [
+        {"x": torch.randn(samples, 8, generator=generator), "y": torch.randint(3, (samples,), generator=generator)}
+        for _ in range(num)
+    ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded() -> None:
+    """What processes load that are forked; in each of them it would take two seconds."""
+    import torch.distributed.fsdp
+    import torch.distributed.tensor.parallel  # noqa: F401
+
+
+def split_tensors(module: Any, mesh: Any) -> Any:
+    """Each block over the processes of a row; the data over the rows."""
+    from torch.distributed import fsdp
+    from torch.distributed.tensor import parallel as tp
+
+    for block in module.blocks:
+        plan = {"up": tp.ColwiseParallel(), "down": tp.RowwiseParallel()}
+        tp.parallelize_module(block, mesh["tensor_parallel"], plan)
+    if mesh["data_parallel"].size() > 1:
+        fsdp.fully_shard(module, mesh=mesh["data_parallel"])
+    return module
+
+
+STRATEGIES: dict[str, tuple[Any, int]] = {
+    "single_device": ("single_device", 1),
+    "dp": (DataParallelStrategy, 1),
+    "ddp": ("ddp", 2),
+    "ddp_fork": ("ddp_fork", 2),
+    "ddp_notebook": ("ddp_notebook", 2),
+    "ddp_find_unused_parameters_true": ("ddp_find_unused_parameters_true", 2),
+    "ddp, buckets as views": (lambda: DDPStrategy(gradient_as_bucket_view=True), 2),
+    "fsdp": ("fsdp", 2),
+    "fsdp, in units": (lambda: FSDPStrategy(auto_wrap_policy={Block}), 2),
+    "fsdp, activations again": (lambda: FSDPStrategy(activation_checkpointing_policy={Block}), 2),
+    "fsdp, gradients and optimizer": (lambda: FSDPStrategy(sharding_strategy="SHARD_GRAD_OP"), 2),
+    "fsdp, nothing": (lambda: FSDPStrategy(sharding_strategy="NO_SHARD"), 2),
+    "fsdp, two by two": (lambda: FSDPStrategy(sharding_strategy="HYBRID_SHARD", device_mesh=(2, 2)), 4),
+    "fsdp, waiting on the CPU": (lambda: FSDPStrategy(cpu_offload=True), 2),
+    "tensors over two": (lambda: ModelParallelStrategy(split_tensors), 2),
+    "data by tensors, two by two": (lambda: ModelParallelStrategy(split_tensors, 2, 2), 4),
+}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"accumulate": 2, "max_norm": 0.1}, id="accumulated and clipped"),
+    ],
+)
+def test_a_strategy_trains_as_one_process_does(name: str, how: dict[str, Any]) -> None:
+    strategy, devices = STRATEGIES[name]
+    assert_parity(Net, batches(), loss, strategy=strategy, devices=devices, **how)
+
+
+def test_a_static_graph_trains_as_one_process_does() -> None:
+    # torch cannot accumulate with it from the first batch on.
+    assert_parity(Net, batches(), loss, strategy=lambda: DDPStrategy(static_graph=True), max_norm=0.1)
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+def test_new_pythons_train_as_one_process_does(start_method: Any) -> None:
+    adam = partial(torch.optim.AdamW, lr=0.01)
+    strategy = partial(DDPStrategy, start_method=start_method)
+    assert_parity(Net, batches(2), loss, strategy=strategy, optimizer=adam, clip_val=0.01)
+
+
+def test_a_module_and_a_strategy_may_be_objects_and_stay_as_they_are() -> None:
+    net, strategy = Net(), DDPStrategy()
+    before = [parameter.clone() for parameter in net.parameters()]
+    drawn = torch.random.get_rng_state()
+    assert_parity(net, iter(batches()), loss, strategy=strategy)
+    assert all(map(torch.equal, net.parameters(), before))
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    assert torch.get_default_dtype() == torch.float32
+    assert strategy.accelerator is None
+
+
+class NotExchanged(DDPStrategy):
+    def setup_module(self, module: nn.Module) -> nn.Module:
+        return module
+
+
+class Summed(DDPStrategy):
+    def backward(self, tensor: Tensor, module: Any, *args: Any, **kwargs: Any) -> None:
+        super().backward(tensor * self.world_size, module, *args, **kwargs)
+
+
+class LosesTheHead(DDPStrategy):
+    def setup_module(self, module: nn.Module) -> nn.Module:
+        if self.global_rank == 1:
+            module.head.weight.data[0, 2] += 1e-6  # type: ignore[union-attr,operator]
+        return super().setup_module(module)
+
+    def clip_gradients_value(self, module: nn.Module, optimizer: Any, clip_val: float) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("strategy", "says"),
+    [
+        (NotExchanged, "Ranks 0, 1 each have other weights: gradients are not exchanged."),
+        (Summed, "Ranks 0, 1 have the same weights: gradients are exchanged, and are not the mean"),
+    ],
+)
+def test_what_differs_is_said(strategy: type[DDPStrategy], says: str) -> None:
+    with pytest.raises(AssertionError) as raised:
+        assert_parity(Net, batches(), loss, strategy=strategy)
+    text = str(raised.value)
+    assert text.startswith(f"{strategy.__name__} on 2 devices: the weights are not those of one process")
+    assert "They differ since step 0 of 4; rank 0," in text
+    assert "  step 0  head.bias" in text
+    assert "scale" not in text  # a buffer, and the same everywhere
+    assert says in text
+
+
+def test_a_difference_that_comes_later_and_only_clips_is_found() -> None:
+    with pytest.raises(AssertionError, match=r"head\.weight"):
+        assert_parity(Net, batches(), loss, strategy=LosesTheHead, clip_val=1e-4)
+    with pytest.raises(AssertionError, match=r"differs by .* instead of .* at \["):
+        assert_parity(Net, batches(), loss, strategy=LosesTheHead, clip_val=1e-4, tolerance=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "begins"),
+    [
+        ({"optimizer": partial(torch.optim.SGD, lr=0)}, ConfigurationError, "assert_parity(...) trained nothing"),
+        ({"batches": batches(samples=7)}, ConfigurationError, "assert_parity(batches=...) has a batch of [7] samples"),
+        ({"batches": []}, ConfigurationError, "assert_parity(batches=..., accumulate=1) got 0 batches"),
+        ({"accumulate": 3}, ConfigurationError, "assert_parity(batches=..., accumulate=3) got 4 batches"),
+        ({"max_norm": 1.0, "clip_val": 1.0}, ConfigurationError, "assert_parity(max_norm=1.0, clip_val=1.0)"),
+        ({"loss": 3}, ArgumentTypeError, "assert_parity(module="),
+        ({"module": dict}, ArgumentTypeError, "assert_parity(module=<class 'dict'>) built a dict"),
+    ],
+)
+def test_a_comparison_that_means_nothing_is_refused(wrong: dict[str, Any], kind: type[Exception], begins: str) -> None:
+    with pytest.raises(kind) as raised:
+        assert_parity(**{"module": Net, "batches": batches(), "loss": loss, "strategy": "ddp", **wrong})
+    assert str(raised.value).startswith(begins)
+    assert str(raised.value).count(". ") >= 2
+
+
+def test_one_of_many_processes_is_the_wrong_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(ConfigurationError, match="one of several processes"):
+        assert_parity(Net, batches(), loss)

@@ -1,0 +1,37 @@
+"""The moments of a run that a strategy hears of; a subclass may listen."""
+
+from typing import Any
+
+
+class HearsTheRun:
+    """Does nothing at any of them; a hook that is not overridden costs nothing."""
+
+    def on_train_start(self) -> None:
+        """Training begins."""
+
+    def on_train_end(self) -> None:
+        """Training has ended."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """A training batch begins."""
+
+    def on_validation_start(self) -> None:
+        """Validation begins."""
+
+    def on_validation_end(self) -> None:
+        """Validation has ended."""
+
+    def on_test_start(self) -> None:
+        """Testing begins."""
+
+    def on_test_end(self) -> None:
+        """Testing has ended."""
+
+    def on_predict_start(self) -> None:
+        """Predicting begins."""
+
+    def on_predict_end(self) -> None:
+        """Predicting has ended."""
+
+    def on_exception(self, exception: BaseException) -> None:
+        """The run ends with `exception`; it is raised again afterwards."""
