@@ -33,9 +33,12 @@ S3 = ("moto[s3]", "flask", "flask-cors", "s3fs")
 # Exported modules are run, and served, for real.
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 SERVER = ("fastapi", "uvicorn")
+# Those that are light enough for every run; `nox -s trackers` has all of them, and MLflow whole, with its server.
+LIGHT_TRACKERS = ("mlflow-skinny", "wandb", "pillow")
+TRACKERS = ("mlflow", "wandb", "pillow", "comet_ml", "neptune", "litlogger")
 TEST_TOOLS_OF = {
     "fabric": (*MPI, *S3, "bitsandbytes", "psutil", "tensorboard"),
-    "trainer": (*ONNX, *SERVER, "psutil", "tensorboard"),
+    "trainer": (*ONNX, *SERVER, *LIGHT_TRACKERS, "psutil", "rich", "tensorboard"),
     "tuner": ("matplotlib", "scikit-learn"),
     "cli": ("omegaconf", "scikit-learn"),
 }
@@ -44,6 +47,8 @@ LAYER_TOOLS = ("import-linter",)
 TYPE_TOOLS = ("mypy", "types-PyYAML", "types-tqdm", "nox")
 # What the examples and the pictures need.
 EXTRAS = ("scikit-learn", "matplotlib")
+# A loader that keeps its own state, which resumed runs must meet for real.
+STATEFUL = ("torchdata",)
 # What a run of lightning-cli leaves, and where.
 RESULTS = {"checkpoint": "**/*.ckpt", "metrics": "*.csv", "configuration": "config.yaml", "curves": "*.png"}
 CHECKED = (*(f"packages/{library}/src" for library in LIBRARIES), "tools", "benchmarks", "noxfile.py")
@@ -158,7 +163,7 @@ def tests(session: nox.Session, part: str) -> None:
 
 def run_together(session: nox.Session, where: str, *, report: str) -> None:
     """Run tests with all packages installed."""
-    install_ours(session, *BELOW, tools=(*TEST_TOOLS, *EXTRAS))
+    install_ours(session, *BELOW, tools=(*TEST_TOOLS, *EXTRAS, *STATEFUL))
     run_pytest(session, where, report=report)
 
 
@@ -172,6 +177,20 @@ def cross(session: nox.Session) -> None:
 def properties(session: nox.Session) -> None:
     """Laws that hold for every input."""
     run_together(session, "tests/properties", report="properties")
+
+
+@nox.session(requires=["build"], default=False)
+def lightning(session: nox.Session) -> None:
+    """Checkpoints of Lightning go on here, and ours there."""
+    install_ours(session, *BELOW["trainer"], "trainer", tools=("pytest", "pytest-timeout", "lightning"))
+    run_pytest(session, "tests/lightning", report="lightning")
+
+
+@nox.session(requires=["build"], default=False)
+def trackers(session: nox.Session) -> None:
+    """Loggers with all their packages: an MLflow server that dies and comes back, what others write offline."""
+    install_ours(session, *BELOW["trainer"], "trainer", tools=(*TEST_TOOLS, *TRACKERS))
+    run_pytest(session, "packages/trainer/tests/loggers", report="trackers")
 
 
 @nox.session(requires=["build"], default=False)
@@ -231,5 +250,6 @@ def bench(session: nox.Session) -> None:
     session.run("python", "benchmarks/evaluation_overhead.py")
     session.run("python", "benchmarks/logged_keys.py")
     session.run("python", "benchmarks/memory_growth.py")
+    session.run("python", "benchmarks/callbacks_and_loggers.py")
     session.run("python", "benchmarks/ddp_overhead.py")
     session.run("python", "benchmarks/import_time.py")

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint  # (before the processes are forked: it is part of no measurement)
+from step_overhead import Cost, quartiles
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
@@ -32,14 +33,6 @@ from fulmen.fabric.checkpoint_io import AsyncCheckpointIO, TorchCheckpointIO, lo
 
 NUM_TENSORS = 25
 ROWS = ("save", "load", "stall", "first-stall", "sharded")
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Seconds on the clock, and seconds of CPU in all threads."""
-
-    wall_s: float
-    cpu_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,14 +192,6 @@ def table(rows: list[Row]) -> str:
             f"| {row.title} | {middle:.2f} | {low:.2f} to {high:.2f} | {cpu} | {plain} | {row.target:.2f} | {answer} |"
         )
     return "\n".join(lines)
-
-
-def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """The lower quartile, the median and the upper quartile."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
 
 
 def main() -> None:

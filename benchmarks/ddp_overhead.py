@@ -25,28 +25,28 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from step_overhead import (
+    BATCH_SIZE,
+    LEARNING_RATE,
+    MIN_PAIRS,
+    NUM_FEATURES,
+    Cost,
+    Outcome,
+    Pair,
+    Rows,
+    make_linear,
+    ratios,
+)
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 from fulmen.fabric import Fabric
 
-BATCH_SIZE = 4
-NUM_FEATURES = 32
 NUM_PROCESSES = 2
-LEARNING_RATE = 1e-4
-MIN_PAIRS = 7  # of fewer, the median says little
 NUM_WARM_UP_STEPS = 50
 NUM_COUNTED_STEPS = 10
 TARGET = 1.05
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Of one run of the loop in one process: seconds on the clock, and seconds of CPU of this process."""
-
-    wall_s: float
-    cpu_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,36 +56,6 @@ class Loop:
     batches: Iterable[Tensor]
     step: Callable[[Tensor], None]
     linear: nn.Linear
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Of one run."""
-
-    cost: Cost
-    weights: Tensor
-
-
-Pair = tuple[Cost, Cost]  # of the hand-written loop, and of the other one right before or after it
-
-
-class Rows(Dataset[Tensor]):
-    """Random features, made before the clock runs."""
-
-    def __init__(self, num_rows: int) -> None:
-        self._features = torch.randn(num_rows, NUM_FEATURES, generator=torch.Generator().manual_seed(0))
-
-    def __len__(self) -> int:
-        return len(self._features)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self._features[index]
-
-
-def make_linear() -> nn.Linear:
-    """The same model each time."""
-    torch.manual_seed(0)
-    return nn.Linear(NUM_FEATURES, 2)
 
 
 def make_by_hand(fabric: Fabric, rows: Rows) -> Loop:
@@ -136,20 +106,20 @@ def run(loop: Loop) -> Outcome:
     dist.barrier()
     cost = Cost(time.perf_counter() - began_wall, time.process_time() - began_cpu)
     gc.unfreeze()
-    return Outcome(cost, loop.linear.weight.detach().clone())
+    return cost, loop.linear.weight.detach().clone()
 
 
 def run_pair(make: Callable[[Fabric, Rows], Loop], fabric: Fabric, rows: Rows, *, by_hand_first: bool) -> Pair:
     """Run both, and see that they did the same."""
     makers = (make_by_hand, make) if by_hand_first else (make, make_by_hand)
     outcomes = [run(maker(fabric, rows)) for maker in makers]
-    by_hand, other = outcomes if by_hand_first else reversed(outcomes)
-    if not torch.equal(by_hand.weights, other.weights):
+    by_hand, other = outcomes if by_hand_first else outcomes[::-1]
+    if not torch.equal(by_hand[1], other[1]):
         raise RuntimeError(
             f"{make.__name__} came to other weights than the hand-written loop. It did other work, so its time says"
             " nothing. Find out which step differs before measuring it."
         )
-    return by_hand.cost, other.cost
+    return by_hand[0], other[0]
 
 
 def count_collectives(loop: Loop) -> dict[str, float]:
@@ -196,14 +166,6 @@ def measure(fabric: Fabric, num_steps: int, num_pairs: int) -> dict[str, tuple[l
     return found
 
 
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """The lower quartile, the median, the upper quartile."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    lower, middle, upper = statistics.quantiles(values, n=4, method="inclusive")
-    return lower, middle, upper
-
-
 def table(found: dict[str, tuple[list[Pair], dict[str, float]]], num_steps: int) -> str:
     """A Markdown table: ratios to the hand-written loop of the same pair."""
     lines = [
@@ -212,18 +174,13 @@ def table(found: dict[str, tuple[list[Pair], dict[str, float]]], num_steps: int)
     ]
     expected = next(iter(found.values()))[1]
     for title, (pairs, collectives) in found.items():
-        low, wall, high = quartiles([other.wall_s / by_hand.wall_s for by_hand, other in pairs])
-        cpu_low, cpu, cpu_high = quartiles([other.cpu_s / by_hand.cpu_s for by_hand, other in pairs])
-        added_us = statistics.median(other.cpu_s - by_hand.cpu_s for by_hand, other in pairs) / num_steps * 1e6
+        wall, cells = ratios(pairs, num_steps)
         asked = ", ".join(f"{count:g} {name}" for name, count in sorted(collectives.items()))
         target, verdict = "", ""
         if SUBJECTS[title] is not make_by_hand:
             target = f"{TARGET:.2f}"
             verdict = "pass" if wall <= TARGET and collectives == expected else "fail"
-        lines.append(
-            f"| {title} | {wall:.3f} | {low:.3f} to {high:.3f} | {cpu:.3f} | {cpu_low:.3f} to {cpu_high:.3f}"
-            f" | {added_us:+.1f} µs | {asked} | {target} | {verdict} |"
-        )
+        lines.append(f"| {title} | {cells} | {asked} | {target} | {verdict} |")
     return "\n".join(lines)
 
 

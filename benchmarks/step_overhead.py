@@ -365,6 +365,15 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return lower, middle, upper
 
 
+def ratios(pairs: Sequence[Pair], num_steps: int) -> tuple[float, str]:
+    """The median of the ratios on the clock, and the cells of a row: of clock and CPU, and what CPU a step adds."""
+    low, wall, high = quartiles([other.wall_s / plain.wall_s for plain, other in pairs])
+    cpu_low, cpu, cpu_high = quartiles([other.cpu_s / plain.cpu_s for plain, other in pairs])
+    added_us = statistics.median(other.cpu_s - plain.cpu_s for plain, other in pairs) / num_steps * 1e6
+    clock = f"{wall:.3f} | {low:.3f} to {high:.3f}"
+    return wall, f"{clock} | {cpu:.3f} | {cpu_low:.3f} to {cpu_high:.3f} | {added_us:+.1f} µs"
+
+
 def table(subjects: Sequence[Subject], pairs: dict[str, list[Pair]], num_steps: int) -> str:
     """A Markdown table: ratios to the plain loop of the same pair."""
     lines = [
@@ -372,17 +381,11 @@ def table(subjects: Sequence[Subject], pairs: dict[str, list[Pair]], num_steps: 
         "| --- | ---: | :---: | ---: | :---: | ---: | ---: | --- |",
     ]
     for subject in subjects:
-        measured = pairs[subject.key]
-        low, wall, high = quartiles([other.wall_s / plain.wall_s for plain, other in measured])
-        cpu_low, cpu, cpu_high = quartiles([other.cpu_s / plain.cpu_s for plain, other in measured])
-        added_us = statistics.median(other.cpu_s - plain.cpu_s for plain, other in measured) / num_steps * 1e6
+        wall, cells = ratios(pairs[subject.key], num_steps)
         target, verdict = "", ""
         if subject.target is not None:
             target, verdict = f"{subject.target:.2f}", "pass" if wall <= subject.target else "fail"
-        lines.append(
-            f"| {subject.title} | {wall:.3f} | {low:.3f} to {high:.3f} | {cpu:.3f} | {cpu_low:.3f} to {cpu_high:.3f}"
-            f" | {added_us:+.1f} µs | {target} | {verdict} |"
-        )
+        lines.append(f"| {subject.title} | {cells} | {target} | {verdict} |")
     return "\n".join(lines)
 
 

@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -180,6 +179,7 @@ def work(rank: int, port: int, folder: Path) -> None:
         "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RUN_ID": "1",
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
@@ -210,9 +210,9 @@ def work(rank: int, port: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("sharded")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # Kept here, so that nobody else can take its port.
+    store = torch.distributed.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    port = store.port
     torch.multiprocessing.start_processes(work, args=(port, folder), nprocs=2, start_method="fork")
     found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
     for one in found:

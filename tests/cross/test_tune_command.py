@@ -1,8 +1,11 @@
 """`lightning-cli tune` prints what it suggests, draws it, and writes a config that `fit --config` takes."""
 
 import contextlib
+import csv
 import io
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -38,6 +41,15 @@ class Narrow(BoringModel):
         return DataLoader(RandomDataset(32, 64), batch_size=self.batch_size)
 
     val_dataloader = train_dataloader
+"""
+PROGRAM = """
+import sys
+
+sys.argv[0] = "lightning-cli"
+from fulmen.cli.command import main
+
+if __name__ == "__main__":
+    main()
 """
 QUICK = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.enable_progress_bar=false")
 DIGITS = ("--config", str(CONFIG), "--trainer.default_root_dir=.")
@@ -99,12 +111,14 @@ def test_the_rate_of_digits_and_a_fit_with_it(command: Any) -> None:
     said = re.search(r"Suggested learning rate: (\S+)\n.*tune/lr\.png\n.*tune/lr\.yaml: model\.lr\n", ended.out)
     assert said is not None, ended.out
     assert float(said[1]) == pytest.approx(rate, rel=1e-2)
-    assert 1e-8 < rate < 1.0
 
     ended = command("fit", *DIGITS, "--config", "tune/lr.yaml", "--trainer.max_epochs=1", "--curves=false")
     assert ended.code == 0, ended.err
     saved = yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())
     assert saved["model"]["init_args"] == {"width": 32, "dropout": 0.4, "lr": rate}
+    with Path("lightning_logs/version_0/metrics.csv").open(newline="") as file:
+        [accuracy] = [float(row["val_acc"]) for row in csv.DictReader(file) if row["val_acc"]]
+    assert accuracy > 0.93  # 0.967; with a rate of 1e-3 it is 0.85, and with 1e-1 0.926
 
 
 def test_the_batch_size_that_fits(command: Any) -> None:
@@ -157,6 +171,24 @@ def test_bad_arguments(command: Any, arguments: tuple[str, ...], words: str) -> 
     assert ended.code in (1, 2)
     assert words in " ".join(ended.err.split())
     assert written() == []
+
+
+def test_two_processes_say_it_once(command: Any, tmp_path: Path) -> None:
+    program = Path("lightning-cli.py")
+    program.write_text(PROGRAM)
+    paths = os.pathsep.join([str(tmp_path / "installed"), os.environ.get("PYTHONPATH", "")])
+    two = ("--trainer.devices=2", "--trainer.strategy=ddp", "--scale_batch_size.mode=binsearch")
+    ended = subprocess.run(
+        [sys.executable, str(program), "tune", "batch-size", "--model=narrow.Narrow", *QUICK, *two],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("Suggested batch size: 19") == ended.stdout.count("Suggested") == 1
+    assert ended.stderr.count("Tuner.scale_batch_size sets 'batch_size' to 19.") == 1
+    assert written() == ["tune/batch_size.png", "tune/batch_size.yaml"]
 
 
 def test_the_help_names_it(command: Any) -> None:

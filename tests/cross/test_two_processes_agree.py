@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -191,6 +190,7 @@ def one_process(rank: int, folder: Path, port: int) -> None:
         LOCAL_WORLD_SIZE="2",
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
+        TORCHELASTIC_USE_AGENT_STORE="True",
     )
     torch.set_num_threads(1)
     report: dict[str, Any] = {"evaluation": evaluate(folder, 2)}
@@ -221,9 +221,9 @@ def one_process(rank: int, folder: Path, port: int) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have left what they found out."""
     folder: Path = tmp_path_factory.mktemp("two_processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # Kept here, so that nobody else can take its port.
+    store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    port = store.port
     # Forked: two processes that share the imported torch.
     mp.start_processes(one_process, args=(folder, port), nprocs=2, start_method="fork")  # type: ignore[no-untyped-call]
     return folder

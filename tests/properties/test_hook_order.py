@@ -14,12 +14,14 @@ from fulmen.fabric.plugins import MixedPrecision
 from fulmen.trainer import Callback, Trainer
 from fulmen.trainer.callbacks import (
     EarlyStopping,
+    EMAWeightAveraging,
     ModelCheckpoint,
     ModelSummary,
     OnExceptionCheckpoint,
     Timer,
     TQDMProgressBar,
 )
+from fulmen.tuner import BatchSizeFinder, LearningRateFinder
 from tests.support.hook_recorder import Recording
 
 REFERENCE: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "data" / "hooks_order.yaml").read_text())
@@ -610,7 +612,7 @@ def test_every_setting_of_the_reference_is_compared() -> None:
         assert settings.keys() <= SETTINGS.keys()
 
 
-# How each list of the reference comes about. Left out: the default bars where `rich` is there, and callbacks of later.
+# How each list of the reference comes about. Left out: the default bars where `rich` is there.
 LISTS: dict[str, tuple[list[Callback] | Callback | None, dict[str, Any]]] = {
     "Trainer()": (None, {}),
     "Trainer(barebones=True)": (None, {"barebones": True}),
@@ -622,6 +624,11 @@ LISTS: dict[str, tuple[list[Callback] | Callback | None, dict[str, Any]]] = {
     "Trainer(fast_dev_run=True)": (None, {"fast_dev_run": True}),
     "Trainer(max_time=...)": (None, {"max_time": "00:00:00:09"}),
     "callbacks=Timer() (not a list)": (Timer(), {}),
+    "callbacks=[ModelCheckpoint, EarlyStopping, BatchSizeFinder, Timer, LearningRateFinder]": (
+        [ModelCheckpoint(), EarlyStopping("loss"), BatchSizeFinder(), Timer(), LearningRateFinder()],
+        {},
+    ),
+    "callbacks=[EMAWeightAveraging, ModelCheckpoint, Timer]": ([EMAWeightAveraging(), ModelCheckpoint(), Timer()], {}),
     "callbacks=[OnExceptionCheckpoint, Timer]": ([OnExceptionCheckpoint("."), Timer()], {}),
     "callbacks=[TQDMProgressBar, ModelSummary, Timer]": ([TQDMProgressBar(), ModelSummary(), Timer()], {}),
 }
@@ -632,6 +639,11 @@ def test_the_callbacks_of_a_trainer_are_in_the_order_of_the_reference(name: str,
     callbacks, flags = LISTS[name]
     trainer = Trainer(callbacks=callbacks, default_root_dir=tmp_path, accelerator="cpu", **flags)
     assert [type(callback).__name__ for callback in trainer.callbacks] == REFERENCE["callback_list"]["lists"][name]
+
+
+def test_no_list_of_the_reference_is_left_out_but_one() -> None:
+    left_out = REFERENCE["callback_list"]["lists"].keys() - LISTS.keys()
+    assert [name for name in left_out if "rich" not in name] == []
 
 
 def test_checkpoints_come_last_and_the_rest_stays_in_order(tmp_path: Path) -> None:

@@ -91,6 +91,15 @@ def test_a_wrong_argument_is_answered_before_anything_runs(arguments, words):
     assert done.stdout == ""
 
 
+def test_resume_time_prints_how_long_the_first_new_batch_takes():
+    done = run("resume_time.py", "--quick")
+    assert done.returncode == 0, done.stderr
+    [row] = rows(done.stdout)
+    assert row[4] == "2.00"
+    assert row[5] in ("pass", "fail")
+    assert float(row[3]) > 0
+
+
 def test_checkpoint_io_prints_a_row_for_each_promise():
     done = run("checkpoint_io.py", "--pairs", "1", "--megabytes", "4")
     assert done.returncode == 0, done.stderr
@@ -101,3 +110,56 @@ def test_checkpoint_io_prints_a_row_for_each_promise():
     done = run("checkpoint_io.py", "--only", "lode")
     assert done.returncode == 2
     assert "--only lode" in done.stderr
+
+
+def test_callbacks_and_loggers_prints_a_row_for_each_promise():
+    done = run("callbacks_and_loggers.py", "--quick")
+    assert done.returncode == 0, done.stderr
+    table = rows(done.stdout)
+    assert [row[2] for row in table] == ["1.10", "10 kB", "0.5 s", "1.10", "100", "3", "0.05"]
+    assert {row[3] for row in table} <= {"pass", "fail"}
+    # These do not depend on the clock.
+    assert {row[0]: row[3] for row in table}["kill -9: rows lost of those logged, flushing every 100"] == "pass"
+    assert {row[0]: row[3] for row in table}["3 runs started at once in one folder: folders"] == "pass"
+    done = run("callbacks_and_loggers.py", "--only", "saive")
+    assert done.returncode == 2
+    assert "--only saive" in done.stderr
+
+
+def test_power_cut_prints_what_was_lost_or_why_it_was_not_measured():
+    done = run("power_cut.py", "--quick")
+    assert done.returncode == 0, done.stdout + done.stderr
+    if "Not measured" not in done.stdout:
+        table = rows(done.stdout)
+        assert [row[4] for row in table] == [*5 * ["pass"], "for comparison"]
+        assert [row[1] for row in table] == 6 * ["1"]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="asks Linux which processes are there")
+def test_signal_cases_prints_how_each_run_ended():
+    done = run("signal_cases.py", "--quick")
+    table = rows(done.stdout)
+    assert [row[0] for row in table] == ["alone", "fork", "fork"], done.stdout + done.stderr
+    # How long it took is not looked at.
+    wrong = [note for row in table for note in row[5].split("; ") if note != "pass" and "too late" not in note]
+    assert wrong == [], done.stdout
+
+
+def test_fuzz_inputs_finds_no_import_and_no_crash():
+    done = run("fuzz_inputs.py", "--quick")
+    table = rows(done.stdout)
+    assert sum(int(row[1]) for row in table) == 200, done.stdout + done.stderr
+    assert [row[2:4] for row in table] == len(table) * [["0", "0"]], done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "words"),
+    [
+        ("kill_while_saving.py", "--kills=0", "--kills 0"),  # it runs in tests/cross/test_kill_while_saving.py
+        ("fuzz_inputs.py", "--only=jason", "--only jason"),
+    ],
+)
+def test_wrong_arguments_of_the_long_ones_are_answered_too(name, argument, words):
+    done = run(name, argument)
+    assert done.returncode == 2
+    assert words in done.stderr

@@ -73,11 +73,18 @@ def test_every_tool_is_short_and_explains_itself():
 
 def test_every_example_is_run_by_a_test():
     files = (path for pattern in ("tests", "packages/*/tests") for path in REPOSITORY.glob(f"{pattern}/**/test_*.py"))
-    tests = [path.read_text() for path in files if path != Path(__file__)]
+    texts = [path.read_text() for path in files if path != Path(__file__)]
     examples = sorted((REPOSITORY / "examples").rglob("*.py"))
     assert examples
     for example in examples:
-        # A folder is one example, and named by its files.
-        names = {example.name} if example.parent.name == "examples" else {example.name, example.parent.name}
-        named = re.compile(rf"""["/]({"|".join(map(re.escape, names))})["/ ]""")
-        assert any(named.search(text) for text in tests), f"no test runs {example}"
+        # The file itself is named, or a configuration that builds what is in it; the name of its folder is no run.
+        configs = [path for path in example.parent.glob("*.yaml") if f"class_path: {example.stem}." in path.read_text()]
+        running = [text for text in texts if any(is_named(path, text) for path in (example, *configs))]
+        assert running, f"no test names {example}"
+        assert any(re.search(r"run_path\(|subprocess\.|main\(", text) for text in running), f"no test runs {example}"
+
+
+def is_named(path, text):
+    """Does a test name this file, and each folder above it?"""
+    parts = path.relative_to(REPOSITORY).parts
+    return all(re.search(rf"""["/]{re.escape(part)}["/]""", text) for part in parts)

@@ -20,6 +20,8 @@ from fulmen.trainer.core.hooks import CheckpointHooks, DataHooks, ModelHooks
 from fulmen.trainer.loggers import Logger
 from fulmen.trainer.strategies import SingleDeviceStrategy
 
+# Hooks that the reference does not have.
+_ONLY_OURS = {"on_checkpoint_saved"}
 _NOT_SHOWN = {
     "closure",
     "closure_loss",
@@ -173,6 +175,10 @@ def recorded(cls: type, names: list[str], label: str) -> type:
         return call
 
     return type(f"Recorded{cls.__name__}", (cls,), {name: method(name) for name in names})
+
+
+def _callback_hook_names() -> list[str]:
+    return [name for name in vars(Callback) if name.startswith("on_") and name not in _ONLY_OURS]
 
 
 def _hook_names(*classes: type) -> list[str]:
@@ -405,13 +411,13 @@ class Recording:
 
     def callback(self, label: str = "cb", react: Callable[[Trainer], None] | None = None) -> Callback:
         """A callback that records every hook."""
-        names = [name for name in vars(Callback) if name.startswith("on_")] + ["setup", "teardown"]
+        names = [*_callback_hook_names(), "setup", "teardown"]
         cls = recorded(Watching, [*names, "state_dict", "load_state_dict"], label)
         return self._equip(type(label, (cls,), {})(react))
 
     def checkpoint(self, **arguments: Any) -> ModelCheckpoint:
         """A ModelCheckpoint that records every hook."""
-        names = [name for name in vars(Callback) if name.startswith("on_")] + ["setup", "teardown"]
+        names = [*_callback_hook_names(), "setup", "teardown"]
         return self._equip(recorded(ModelCheckpoint, [*names, "state_dict", "load_state_dict"], "ck")(**arguments))
 
     def strategy(self) -> SingleDeviceStrategy:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from fulmen.cli.checkpoint_arguments import Offered, mentions_checkpoint, offered_by, usable
 from fulmen.cli.cli import LightningCLI
 from fulmen.cli.parser import LightningArgumentParser
+from fulmen.fabric.checkpoint_io.sharded import save_sharded
 from fulmen.fabric.errors import CheckpointError
 from fulmen.trainer.demos import BoringDataModule, BoringModel
 
@@ -108,6 +109,18 @@ def test_hyperparameters_are_defaults_and_the_command_line_wins(folder: Path) ->
         patch.setenv("FULMEN_MODEL__WIDTH", "6")
         patch.setenv("FULMEN_TEST__CKPT_PATH", path)
         assert (built().model.size, built().model.width) == (9, 6)
+
+
+def test_a_folder_of_shards_has_them_too(folder: Path) -> None:
+    state = torch.load(saved(folder / "c.ckpt", {"size": 9, "rates": [1.0]}), weights_only=True)
+    save_sharded(folder / "shards.ckpt", state)
+    model = built("--ckpt_path=shards.ckpt", "--model.width=5").model
+    assert (model.size, model.width, model.rates) == (9, 5, [1.0])
+    (folder / "empty").mkdir()
+    assert offered_by(str(folder / "empty")) is None
+    (folder / "shards.ckpt" / "meta.pt").write_bytes(b"other bytes")
+    with pytest.raises(CheckpointError, match=r"shards\.ckpt"):
+        built("--ckpt_path=shards.ckpt", "--model.size=1")
 
 
 def test_a_difference_is_told(folder: Path) -> None:

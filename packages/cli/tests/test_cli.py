@@ -269,7 +269,7 @@ def test_our_own_errors_while_it_runs_are_told_without_a_traceback(folder: Path,
     for arguments, words in (
         (["--model=cliapp.Bare"], "training_step"),
         (["--model=cliapp.Model", "--trainer.devices=0"], "asks for no device"),
-        (["--model=cliapp.Model", "--ckpt_path=best"], "finds no checkpoint"),
+        (["--model=cliapp.Model", "--ckpt_path=best"], "asks for the best checkpoint"),
         (["--model=cliapp.Model", "--ckpt_path=none.ckpt"], "none.ckpt"),
     ):
         ended = command("fit", *arguments)

@@ -126,7 +126,7 @@ RUNS = [
     ("fit --model cliapp.Model --trainer.limit_train_batches=2.5", "limit_train_batches=2.5"),
     ("fit --model cliapp.Model --trainer.profiler=nope", "profiler='nope'"),
     ("fit --model cliapp.Model --ckpt_path=none.ckpt", "none.ckpt"),
-    ("test --model cliapp.Model --ckpt_path=best", "finds no checkpoint"),
+    ("test --model cliapp.Model --ckpt_path=best", "asks for the best checkpoint"),
 ]
 
 

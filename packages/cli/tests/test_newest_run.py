@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from fulmen.cli.newest_run import resolve
+from fulmen.cli.newest_run import find, refuse_nothing
 from fulmen.fabric.errors import MisconfigurationException
 from fulmen.trainer import Trainer
 from fulmen.trainer.callbacks import ModelCheckpoint
@@ -23,10 +23,19 @@ def keep(folder: Path, name: str, best: str, *, at_s: int, callback: ModelCheckp
     return path
 
 
-def trainer_in(folder: Path, **kwargs: Any) -> Trainer:
-    kwargs.setdefault("callbacks", [ModelCheckpoint(monitor="acc", mode="max")])
-    kwargs.setdefault("logger", CSVLogger(folder))
-    return Trainer(default_root_dir=folder, enable_progress_bar=False, enable_model_summary=False, **kwargs)
+def defaults(folder: Path) -> dict[str, Any]:
+    """What a program gives to its Trainer."""
+    return {
+        "default_root_dir": folder,
+        "callbacks": [ModelCheckpoint(monitor="acc", mode="max")],
+        "logger": CSVLogger(folder),
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+
+
+def found(folder: Path, asked: str, **given: Any) -> str | None:
+    return find(asked, None, {**defaults(folder), **given}, Trainer)
 
 
 def test_best_is_what_the_newest_run_ranks_best(tmp_path: Path) -> None:
@@ -36,8 +45,9 @@ def test_best_is_what_the_newest_run_ranks_best(tmp_path: Path) -> None:
         keep(folder, "b.ckpt", str(best), at_s=at_s + 1)
     (tmp_path / "lightning_logs" / "version_11").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    found = resolve(trainer_in(tmp_path), "best", subcommand="test")
-    assert found == str(tmp_path / "lightning_logs" / "version_2" / "checkpoints" / "a.ckpt")
+    newest = tmp_path / "lightning_logs" / "version_2" / "checkpoints"
+    assert found(tmp_path, "best") == str(newest / "a.ckpt")
+    assert found(tmp_path, "auto") == found(tmp_path, "last") == str(newest / "b.ckpt")
     assert sorted(tmp_path.rglob("*")) == before, "looking leaves nothing behind"
 
 
@@ -45,46 +55,45 @@ def test_last_is_the_newest_of_the_last_ones_else_the_newest(tmp_path: Path) -> 
     folder = tmp_path / "lightning_logs" / "version_0" / "checkpoints"
     keep(folder, "a.ckpt", "", at_s=10)
     newest = keep(folder, "b.ckpt", "", at_s=30)
-    trainer = trainer_in(tmp_path)
-    assert resolve(trainer, "last", subcommand="fit") == str(newest)
+    assert found(tmp_path, "last") == str(newest)
     last = keep(folder, "last.ckpt", "", at_s=20)
-    assert resolve(trainer, "last", subcommand="fit") == str(last)
+    assert found(tmp_path, "last") == str(last)
     newer = keep(folder, "last-v1.ckpt", "", at_s=25)
-    assert resolve(trainer, "last", subcommand="test") == str(newer)
+    assert found(tmp_path, "last") == str(newer)
 
 
 def test_a_run_that_was_moved_is_still_found(tmp_path: Path) -> None:
     folder = tmp_path / "lightning_logs" / "version_0" / "checkpoints"
     path = keep(folder, "a.ckpt", "/somewhere/else/a.ckpt", at_s=10)
-    assert resolve(trainer_in(tmp_path), "best", subcommand="test") == str(path)
+    assert found(tmp_path, "best") == str(path)
 
 
 def test_the_folder_of_the_callback_counts(tmp_path: Path) -> None:
     callback = ModelCheckpoint(dirpath=tmp_path / "mine", monitor="acc", mode="max")
     path = keep(tmp_path / "mine", "a.ckpt", "a.ckpt", at_s=10, callback=callback)
-    assert resolve(trainer_in(tmp_path, callbacks=[callback]), "best", subcommand="test") == str(path)
+    assert found(tmp_path, "best", callbacks=[callback]) == str(path)
 
 
 def test_without_a_logger_they_lie_in_the_root(tmp_path: Path) -> None:
     path = keep(tmp_path / "checkpoints", "a.ckpt", "a.ckpt", at_s=10)
-    assert resolve(trainer_in(tmp_path, logger=False), "best", subcommand="test") == str(path)
+    assert found(tmp_path, "best", logger=False) == str(path)
 
 
 def test_nothing_kept_is_an_error_but_for_a_fit_that_may_begin(tmp_path: Path) -> None:
-    trainer = trainer_in(tmp_path)
-    for subcommand, asked in (("test", "best"), ("fit", "best"), ("test", "last")):
-        with pytest.raises(MisconfigurationException, match="finds no checkpoint"):
-            resolve(trainer, asked, subcommand=subcommand)
-    assert resolve(trainer, "last", subcommand="fit") is None
+    trainer = Trainer(**defaults(tmp_path))
+    with pytest.raises(MisconfigurationException, match=r"finds no checkpoint.*lightning_logs"):
+        refuse_nothing(trainer, "last", subcommand="test")
+    refuse_nothing(trainer, "last", subcommand="fit")
+    for asked in ("best", "last", "auto"):
+        assert found(tmp_path, asked) is None
 
 
 def test_files_without_a_ranking_do_not_say_which_is_best(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     torch.save({"state_dict": {}}, folder / "weights.ckpt")
-    with pytest.raises(MisconfigurationException, match="do not say which"):
-        resolve(trainer_in(tmp_path, logger=False), "best", subcommand="test")
+    assert found(tmp_path, "best", logger=False) is None
 
 
-def test_a_trainer_that_keeps_nothing_answers_itself(tmp_path: Path) -> None:
-    assert resolve(trainer_in(tmp_path, callbacks=[], enable_checkpointing=False), "best", subcommand="test") is None
+def test_a_trainer_that_keeps_nothing_finds_nothing(tmp_path: Path) -> None:
+    assert found(tmp_path, "best", callbacks=[], enable_checkpointing=False) is None

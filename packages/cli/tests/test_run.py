@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -38,9 +37,9 @@ class Both:
 def side_by_side(folder: Path, *arguments: str, seconds: tuple[float, float] = (90, 90)) -> Both:
     """Two processes as torchrun starts them; forked, so that torch is there already."""
     fork = multiprocessing.get_context("fork")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # Kept here, so that nobody else can take its port.
+    store = torch.distributed.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    port = store.port
     processes = [fork.Process(target=_run, args=(folder, rank, port, arguments)) for rank in range(2)]
     for process in processes:
         process.start()
@@ -56,6 +55,7 @@ def side_by_side(folder: Path, *arguments: str, seconds: tuple[float, float] = (
 def _run(folder: Path, rank: int, port: int, arguments: tuple[str, ...]) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="a", OMP_NUM_THREADS="1")
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     os.environ.pop("FULMEN_GLOBAL_SEED", None)
     for number, kind in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / f"{kind}{rank}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fulmen.fabric.checkpoint_io.background import AsyncCheckpointIO
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.strategies.ddp import DDPStrategy
 from fulmen.fabric.strategies.dp import DataParallelStrategy
@@ -108,11 +109,18 @@ def test_a_static_graph_trains_as_one_process_does() -> None:
     assert_parity(Net, batches(), loss, strategy=lambda: DDPStrategy(static_graph=True), max_norm=0.1)
 
 
-@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
-def test_new_pythons_train_as_one_process_does(start_method: Any) -> None:
+def test_forked_by_a_server_it_trains_as_one_process_does() -> None:
     adam = partial(torch.optim.AdamW, lr=0.01)
-    strategy = partial(DDPStrategy, start_method=start_method)
+    strategy = partial(DDPStrategy, start_method="forkserver")
     assert_parity(Net, batches(2), loss, strategy=strategy, optimizer=adam, clip_val=0.01)
+
+
+@pytest.mark.timeout(600)  # two Pythons load torch and its FSDP
+def test_in_new_pythons_it_trains_as_one_process_does() -> None:
+    # The strategy travels by value, with a checkpoint IO that has a thread, a lock and a copy of its own.
+    strategy = FSDPStrategy(auto_wrap_policy={Block})
+    strategy.checkpoint_io = AsyncCheckpointIO()
+    assert_parity(Net, batches(2), loss, strategy=strategy, max_norm=0.1, start_method="spawn")
 
 
 def test_a_module_and_a_strategy_may_be_objects_and_stay_as_they_are() -> None:

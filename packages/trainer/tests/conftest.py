@@ -3,9 +3,14 @@
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from fulmen.trainer.loggers.base import Logger
 from fulmen.trainer.trainer import Trainer
+
+# A busy machine is no reason to fail.
+settings.register_profile("fulmen", deadline=None)
+settings.load_profile("fulmen")
 
 
 class Rows(Logger):

@@ -15,20 +15,27 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader
 
-from fulmen.fabric.plugins import LightningEnvironment, MixedPrecision, Precision, TorchCheckpointIO
+from fulmen.fabric.plugins import LightningEnvironment, MixedPrecision, Precision, SLURMEnvironment, TorchCheckpointIO
 from fulmen.fabric.rank_zero import LightningDeprecationWarning, PossibleUserWarning
 from fulmen.trainer import Callback, LightningDataModule, LightningModule, Trainer
+from fulmen.trainer.accelerators import CPUAccelerator
 from fulmen.trainer.callbacks import (
+    BackboneFinetuning,
     EarlyStopping,
+    GradientAccumulationScheduler,
     LearningRateMonitor,
     ModelCheckpoint,
     ModelSummary,
+    SpikeDetection,
+    StochasticWeightAveraging,
     Timer,
     TQDMProgressBar,
 )
 from fulmen.trainer.demos import BoringModel, RandomDataset, RandomIterableDataset
 from fulmen.trainer.errors import CheckpointError, MisconfigurationException
-from fulmen.trainer.strategies import DDPStrategy, SingleDeviceStrategy
+from fulmen.trainer.loggers import CSVLogger
+from fulmen.trainer.plugins import LayerSync
+from fulmen.trainer.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 from fulmen.trainer.utilities import CombinedLoader
 
 QUIET = {
@@ -195,6 +202,99 @@ def resumed(model=BoringModel, **how):
     return lambda folder: build()(folder).fit(model(), ckpt_path=saved(folder, **how))
 
 
+def by_hand(**methods):
+    def make():
+        module = model(**methods)()
+        module.automatic_optimization = False
+        return module
+
+    return make
+
+
+class HasLayer(BoringModel):
+    def __init__(self, layer):
+        super().__init__()
+        self.save_hyperparameters()
+
+
+class HasBackbone(BoringModel):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(32, 32)
+
+    def forward(self, x):
+        return self.layer(self.backbone(x))
+
+
+class Empty(LightningModule):
+    def training_step(self, batch, batch_idx): ...
+
+    def configure_optimizers(self): ...
+
+
+class Transfers(Data):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return batch
+
+
+def went_on(folder):
+    trainer = build(callbacks=[Timer()], limit_train_batches=1, limit_val_batches=0)(folder)
+    trainer.fit(BoringModel())
+    trainer.save_checkpoint(folder / "timed.ckpt")
+    build(max_epochs=2, limit_train_batches=1, limit_val_batches=0)(folder).fit(
+        BoringModel(), ckpt_path=folder / "timed.ckpt"
+    )
+
+
+def measured_without_a_model(folder):
+    trainer = build(enable_checkpointing=True, limit_train_batches=1, limit_val_batches=0, limit_test_batches=1)(folder)
+    trainer.fit(BoringModel())
+    trainer.test()
+
+
+def logged_twice(folder):
+    for _ in range(2):
+        logger = CSVLogger(folder, name="same", version=0)
+        build(logger=logger, log_every_n_steps=1)(folder).fit(logs("a", 1.0)())
+
+
+def loaded_without_weights(folder):
+    trainer = build(limit_train_batches=1)(folder)
+    trainer.fit(Empty(), loader())
+    trainer.save_checkpoint(folder / "empty.ckpt")
+    Empty.load_from_checkpoint(folder / "empty.ckpt")
+
+
+class OwnSync(LayerSync):
+    def apply(self, model):
+        return model
+
+    def revert(self, model):
+        return model
+
+
+class OtherLayers(BoringModel):
+    def __init__(self):
+        super().__init__()
+        self.more = nn.Linear(1, 1)
+
+
+def hurried(folder):
+    """A Trainer that has made a quick run, which keeps nothing."""
+    trainer = build(fast_dev_run=True, enable_checkpointing=True)(folder)
+    trainer.fit(BoringModel())
+    return trainer
+
+
+def told_by_environment(name, text):
+    def act(folder):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv(f"FULMEN_TRAINER_{name}", text)
+            Trainer(default_root_dir=folder)
+
+    return act
+
+
 def text_file(folder):
     path = folder / "text.ckpt"
     path.write_text("hello")
@@ -229,17 +329,38 @@ HEARS_NO_LOADER = {
 }
 INDEX_OF_OPTIMIZER = {"training_step": lambda self, batch, batch_idx, optimizer_idx: None}
 
+# What barebones mode excludes, in the order of the rows T089 to T097.
+BAREBONES = {
+    "enable_checkpointing": True,
+    "logger": True,
+    "enable_progress_bar": True,
+    "log_every_n_steps": 1,
+    "enable_model_summary": True,
+    "num_sanity_val_steps": 1,
+    "fast_dev_run": True,
+    "detect_anomaly": True,
+    "profiler": "simple",
+}
+
 # What is done with the folder of the test, the builtin type that the error also is, and how it begins.
 CASES = {
     # Flags
     "T000 accelerator": (build(accelerator="foo"), ValueError, "Trainer(accelerator='foo')"),
     "T001 accelerator": (build(accelerator=3), ValueError, "Trainer(accelerator=3)"),
     "T002 no gpu": (build(accelerator="gpu", devices=64), Exception, "Trainer(accelerator='gpu'"),
+    "T003 cuda": (build(accelerator="cuda", devices=64), Exception, "Trainer(accelerator='cuda'"),
+    "T004 mps": (build(accelerator="mps", devices=64), Exception, "Trainer(accelerator='mps'"),
     "T005 tpu": (build(accelerator="tpu"), ModuleNotFoundError, "Trainer(accelerator='tpu')"),
+    "T006 hpu": (build(accelerator="hpu"), ValueError, "Trainer(accelerator='hpu')"),
     "T007 accelerator": (build(accelerator=None), ValueError, "Trainer(accelerator=None)"),
     "T008 strategy": (build(strategy="foo"), ValueError, "Trainer(strategy='foo')"),
     "T009 strategy": (build(strategy=3), ValueError, "Trainer(strategy=3)"),
     "T012 dp": (build(strategy="dp"), ValueError, "Trainer(strategy='dp')"),
+    "T013 accelerator twice": (
+        build(strategy=DDPStrategy(accelerator=CPUAccelerator())),
+        ValueError,
+        "Trainer got the accelerator twice",
+    ),
     "T014 precision twice": (
         lambda folder: Trainer(strategy=SingleDeviceStrategy(precision_plugin=Precision()), plugins=[Precision()]),
         ValueError,
@@ -261,16 +382,49 @@ CASES = {
         ValueError,
         "Trainer got the cluster environment twice",
     ),
+    "T017 devices of another kind": (
+        lambda folder: Trainer(strategy=DDPStrategy(parallel_devices=[torch.device("cpu")]), accelerator="gpu"),
+        Exception,
+        "Trainer(accelerator='gpu'",
+    ),
+    "T018 precision of FSDP": (
+        lambda folder: Trainer(strategy=FSDPStrategy(precision_plugin=Precision())),
+        TypeError,
+        "FSDPStrategy(precision=",
+    ),
     "T019 devices": (build(devices=0), Exception, "Trainer(devices=0)"),
     "T020 devices": (build(devices=-1), TypeError, "Trainer(devices=-1)"),
+    "T021 devices": (build(devices="x"), TypeError, "Trainer(devices='x')"),
     "T022 devices": (build(devices=[0, 1]), TypeError, "Trainer(devices=[0, 1])"),
     "T023 devices": (build(devices=None), TypeError, "Trainer(devices=None)"),
+    "T024 devices": (build(devices=[]), Exception, "Trainer(devices=[])"),
+    "T025 devices": (build(devices=1.5), TypeError, "Trainer(devices=1.5)"),
     "T026 nodes": (build(num_nodes=0), ValueError, "Trainer(num_nodes=0)"),
     "T027 nodes": (build(num_nodes="2"), ValueError, "Trainer(num_nodes='2')"),
     "T028 precision": (build(precision="foo"), ValueError, "Trainer(precision='foo')"),
     "T029 precision": (build(precision=8), ValueError, "Trainer(precision=8)"),
+    "T030 precision twice": (
+        build(precision="16-mixed", plugins=[MixedPrecision("bf16-mixed", "cpu")]),
+        ValueError,
+        "Trainer got the precision twice",
+    ),
+    "T031 package": (
+        build(precision="transformer-engine"),
+        ModuleNotFoundError,
+        "Trainer(precision='transformer-engine')",
+    ),
     "T032 plugins": (build(plugins=["foo"]), Exception, "Trainer(plugins=...) got 'foo'"),
     "T033 plugins": (build(plugins=[Precision(), Precision()]), Exception, "Trainer(plugins=...) got two Precision"),
+    "T034 environments": (
+        build(plugins=[LightningEnvironment(), SLURMEnvironment()]),
+        Exception,
+        "Trainer(plugins=...) got two ClusterEnvironment plugins",
+    ),
+    "T035 layer sync": (
+        build(plugins=[OwnSync()], sync_batchnorm=True),
+        Exception,
+        "Trainer(sync_batchnorm=True",
+    ),
     "T036 logger": (build(logger=3), TypeError, "Trainer(logger=3)"),
     "logger by name": (build(logger="tensorboard"), TypeError, "Trainer(logger='tensorboard')"),
     "T037 callbacks": (build(callbacks="foo"), TypeError, "Trainer(callbacks=...) holds 'foo'"),
@@ -303,11 +457,15 @@ CASES = {
     "T055 limit": (build(limit_train_batches=-1), Exception, "Trainer(limit_train_batches=-1)"),
     "T056 limit": (build(limit_train_batches=1.5), Exception, "Trainer(limit_train_batches=1.5)"),
     "T057 limit": (build(limit_val_batches=-0.1), Exception, "Trainer(limit_val_batches=-0.1)"),
+    "T058 limit": (build(limit_test_batches=1.2), Exception, "Trainer(limit_test_batches=1.2)"),
+    "T059 limit": (build(limit_predict_batches=-2), Exception, "Trainer(limit_predict_batches=-2)"),
     "T060 limit": (build(limit_train_batches="0.5"), TypeError, "Trainer(limit_train_batches='0.5')"),
     "T061 overfit": (build(overfit_batches=1.5), Exception, "Trainer(overfit_batches=1.5)"),
+    "T062 overfit": (build(overfit_batches=-1), Exception, "Trainer(overfit_batches=-1)"),
     "T063 interval": (build(val_check_interval=1.5), Exception, "Trainer(val_check_interval=1.5)"),
     "T064 interval": (build(val_check_interval=-1), Exception, "Trainer(val_check_interval=-1)"),
     "T065 interval": (build(val_check_interval="x"), Exception, "Trainer(val_check_interval='x')"),
+    "T066 interval": (build(val_check_interval="1:2:3:x"), Exception, "Trainer(val_check_interval='1:2:3:x')"),
     "T067 interval": (build(val_check_interval=[1]), TypeError, "Trainer(val_check_interval=[1])"),
     "T068 interval": (build(val_check_interval={"minutes": -1}), Exception, "Trainer(val_check_interval="),
     "T069 interval": (build(val_check_interval=0), Exception, "Trainer(val_check_interval=0)"),
@@ -332,27 +490,39 @@ CASES = {
     "T084 profiler": (build(profiler="foo"), Exception, "Trainer(profiler='foo')"),
     "T085 profiler": (build(profiler=3), TypeError, "Trainer(profiler=3)"),
     "T086 inference_mode": (build(inference_mode="no"), TypeError, "Trainer(inference_mode='no')"),
+    "T087 unknown": (build(foo=1), TypeError, "Trainer(foo=1) is no argument of Trainer"),
+    "misspelt": (build(max_epoch=3), TypeError, "Trainer(max_epoch=3) is no argument of Trainer"),
+    "of an older version": (build(gpus=2), TypeError, "Trainer(gpus=2) is no argument of Trainer"),
+    "T088 without a name": (lambda folder: Trainer("cpu"), TypeError, "Trainer('cpu') was given a value without"),
+    "T098 barebones and a callback": (
+        lambda folder: Trainer(barebones=True, accelerator="cpu", callbacks=[ModelCheckpoint()]),
+        Exception,
+        "Trainer(callbacks=[ModelCheckpoint(...)])",
+    ),
+    "T099 barebones and a bar": (
+        lambda folder: Trainer(barebones=True, accelerator="cpu", callbacks=[TQDMProgressBar()]),
+        Exception,
+        "Trainer(callbacks=[TQDMProgressBar(...)])",
+    ),
+    "T100 environment": (told_by_environment("MAX_EPOCHS", "-5"), Exception, "Trainer(max_epochs=-5)"),
+    "T101 registry": (build(model_registry=" "), ValueError, "Trainer(model_registry=' ')"),
+    "registry": (build(model_registry=3), TypeError, "Trainer(model_registry=3)"),
+    "registry in a registry": (
+        build(model_registry="registry:net"),
+        ValueError,
+        "Trainer(model_registry='registry:net')",
+    ),
     "enable_checkpointing": (build(enable_checkpointing="no"), TypeError, "Trainer(enable_checkpointing='no')"),
     "enable_progress_bar": (build(enable_progress_bar=2), TypeError, "Trainer(enable_progress_bar=2)"),
     "autolog": (build(enable_autolog_hparams="x"), TypeError, "Trainer(enable_autolog_hparams='x')"),
     "root folder": (lambda folder: Trainer(default_root_dir=5), TypeError, "Trainer(default_root_dir=5)"),
     **{
-        f"barebones and {name}": (
+        f"T{number:03} barebones and {name}": (
             lambda folder, name=name, value=value: Trainer(barebones=True, accelerator="cpu", **{name: value}),
             ValueError,
             f"Trainer(barebones=True, {name}={value!r})",
         )
-        for name, value in {
-            "enable_checkpointing": True,
-            "logger": True,
-            "enable_progress_bar": True,
-            "log_every_n_steps": 1,
-            "enable_model_summary": True,
-            "num_sanity_val_steps": 1,
-            "fast_dev_run": True,
-            "detect_anomaly": True,
-            "profiler": "simple",
-        }.items()
+        for number, (name, value) in enumerate(BAREBONES.items(), 89)
     },
     "a flag set later": (
         change("accumulate_grad_batches", 0),
@@ -371,12 +541,29 @@ CASES = {
         Exception,
         "Trainer.fit(train_dataloaders=..., datamodule=...)",
     ),
+    "E106 data twice": (
+        lambda folder: build()(folder).fit(BoringModel(), val_dataloaders=loader(), datamodule=Data()),
+        Exception,
+        "Trainer.fit(val_dataloaders=..., datamodule=...)",
+    ),
+    "E108 data twice": (
+        lambda folder: build()(folder).validate(BoringModel(), loader(), datamodule=Data()),
+        Exception,
+        "Trainer.validate(dataloaders=..., datamodule=...)",
+    ),
+    "E109 data twice": (
+        lambda folder: build()(folder).test(BoringModel(), loader(), datamodule=Data()),
+        Exception,
+        "Trainer.test(dataloaders=..., datamodule=...)",
+    ),
     "E110 data twice": (
         lambda folder: build()(folder).predict(BoringModel(), loader(), datamodule=Data()),
         Exception,
         "Trainer.predict(dataloaders=..., datamodule=...)",
     ),
     "E111 no model": (lambda folder: build()(folder).validate(), Exception, "Trainer.validate() was called without"),
+    "E112 no model": (lambda folder: build()(folder).test(), Exception, "Trainer.test() was called without"),
+    "E113 no model": (lambda folder: build()(folder).predict(), Exception, "Trainer.predict() was called without"),
     "E114 no step": (fit(lacking("training_step")), Exception, "Trainer.fit(Model) cannot run: Model has no training"),
     "E115 no optimizer": (fit(lacking("configure_optimizers")), Exception, "Trainer.fit(Model) cannot run"),
     "E116 no loader": (fit(lacking("train_dataloader")), Exception, "Trainer.fit(Model) has no training data"),
@@ -387,10 +574,23 @@ CASES = {
     ),
     "E118 loader": (fit(BoringModel, lambda: 3), TypeError, "Trainer.fit(train_dataloaders=...) gave 3"),
     "E119 no step": (run("validate", lacking("validation_step")), Exception, "Trainer.validate(Model) cannot run"),
+    "E120 no step": (run("test", lacking("test_step")), Exception, "Trainer.test(Model) cannot run"),
     "E121 no forward": (run("predict", lacking("forward")), Exception, "Trainer.predict(Model) cannot run"),
     "E122 step is None": (run("predict", model(predict_step=None)), Exception, "Trainer.predict(Model) cannot run"),
     "E123 no loader": (run("test", lacking("test_dataloader")), Exception, "Trainer.test(Model) has no data"),
     "E124 best": (run("validate", ckpt_path="best"), ValueError, "Trainer.validate(ckpt_path='best')"),
+    "E125 best": (
+        run("test", ckpt_path="best", flags={"enable_checkpointing": True}),
+        ValueError,
+        "Trainer.test(ckpt_path='best')",
+    ),
+    "E126 best": (
+        lambda folder: hurried(folder).test(BoringModel(), ckpt_path="best"),
+        ValueError,
+        "Trainer.test(ckpt",
+    ),
+    "E127 best": (lambda folder: hurried(folder).test(), ValueError, "Trainer.test("),
+    "E131 registry": (fit(ckpt_path="registry"), FileNotFoundError, "ckpt_path='registry' names no model"),
     "E130 hpc": (fit(ckpt_path="hpc"), ValueError, "Trainer.fit(ckpt_path='hpc')"),
     "E132 no file": (fit(ckpt_path="nofile"), FileNotFoundError, "Trainer.fit(ckpt_path='nofile')"),
     "E133 text file": (
@@ -403,6 +603,11 @@ CASES = {
     "E135 beyond the end": (resumed(epochs=3), ValueError, "Trainer(max_epochs=1) is less than the 3 epochs"),
     "E136 nothing to save": (lambda folder: build()(folder).save_checkpoint("x"), Exception, "Trainer.save_checkpoint"),
     "E137 other shape": (resumed(Wider), RuntimeError, "The weights of `ckpt_path` do not fit Wider"),
+    "E138 other parameters": (
+        resumed(lambda: OtherLayers()),
+        RuntimeError,
+        "The weights of `ckpt_path` do not fit OtherLayers",
+    ),
     "E139 optimizer_idx": (fit(model(**INDEX_OF_OPTIMIZER)), RuntimeError, "Model.training_step(batch, batch_idx, opt"),
     "E140 no dataloader_idx": (
         run("validate", model(validation_step=lambda self, batch, batch_idx: None), lambda: [loader(), loader()]),
@@ -435,6 +640,11 @@ CASES = {
         fit(model(validation_epoch_end=lambda self, outputs: None)),
         NotImplementedError,
         "Model.validation_epoch_end()",
+    ),
+    "E145 removed hook": (
+        run("test", model(test_epoch_end=lambda self, outputs: None)),
+        NotImplementedError,
+        "Model.test_epoch_end()",
     ),
     "E146 removed hook": (
         fit(model(on_epoch_start=lambda self: None)),
@@ -481,6 +691,11 @@ CASES = {
     ),
     "E154 mode": (lambda folder: CombinedLoader([], "foo"), ValueError, "CombinedLoader(mode='foo')"),
     "E155 next": (lambda folder: next(CombinedLoader([loader()])), Exception, "next() was called on a CombinedLoader"),
+    "E157 limits": (
+        lambda folder: setattr(CombinedLoader([loader()]), "limits", [1, 2]),
+        ValueError,
+        "CombinedLoader.limits",
+    ),
     "E158 interval": (
         fit(BoringModel, loader, flags={"val_check_interval": 10}),
         ValueError,
@@ -534,6 +749,11 @@ CASES = {
         Exception,
         "The scheduler ReduceLROnPlateau watches 'nothing'",
     ),
+    "E165 steps before a fit": (
+        lambda folder: build()(folder).estimated_stepping_batches,
+        Exception,
+        "Trainer.estimated_stepping_batches was read outside of a fit",
+    ),
     # Optimizers
     "O169 returned": (fit(optimizers(lambda self: "x")), Exception, "Model.configure_optimizers() returned 'x'"),
     "O170 returned": (fit(optimizers(lambda self: {})), Exception, "Model.configure_optimizers() returned the dict {}"),
@@ -560,6 +780,11 @@ CASES = {
         "The scheduler dict of Model.configure_optimizers() says frequency=0",
     ),
     "O175 plateau": (fit(scheduled(ReduceLROnPlateau)), Exception, "Model.configure_optimizers() returned ReduceLROn"),
+    "O176 plateau": (
+        fit(scheduled(lambda made: {"scheduler": ReduceLROnPlateau(made)})),
+        Exception,
+        "Model.configure_optimizers() returned ReduceLROn",
+    ),
     "O177 other optimizer": (
         fit(optimizers(lambda self: ([sgd(self)], [StepLR(sgd(self), 1)]))),
         Exception,
@@ -635,6 +860,14 @@ CASES = {
         Exception,
         "clip_gradients(gradient_clip_val=2) contradicts Trainer(gradient_clip_val=1)",
     ),
+    "O190 clip": (
+        fit(
+            model(configure_gradient_clipping=lambda self, made, **_: self.clip_gradients(made, 1, "value")),
+            flags={"gradient_clip_val": 1, "gradient_clip_algorithm": "norm"},
+        ),
+        Exception,
+        "clip_gradients(gradient_clip_algorithm='value') contradicts",
+    ),
     "O191 clip": (
         fit(model(configure_gradient_clipping=lambda self, made, **_: self.clip_gradients(made, 1, "foo"))),
         Exception,
@@ -653,6 +886,12 @@ CASES = {
         Exception,
         "precision='16-mixed' cannot step LBFGS",
     ),
+    "O194 precision": (lambda folder: MixedPrecision("32", "cpu"), ValueError, "MixedPrecision(precision='32')"),
+    "O195 scaler": (
+        lambda folder: MixedPrecision("bf16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu")),
+        Exception,
+        "MixedPrecision(precision='bf16-mixed'",
+    ),
     # Logging
     "L196 name": (fit(logs(3, 1.0)), TypeError, "self.log(3, ...)"),
     "L197 value": (fit(logs("a", "x")), ValueError, "self.log('a', 'x')"),
@@ -661,7 +900,13 @@ CASES = {
     "L200 value": (fit(logs("a", torch.zeros(2))), ValueError, "self.log('a', ...) was given a tensor of shape (2,)"),
     "L201 neither": (fit(logs("a", 1.0, on_step=False, on_epoch=False)), Exception, "self.log('a', ..., on_step=False"),
     "L202 reduce_fx": (fit(logs("a", 1.0, reduce_fx="foo")), Exception, "self.log('a', ..., reduce_fx='foo')"),
+    "L203 reduce_fx": (fit(logs("a", 1.0, reduce_fx=torch.std)), Exception, "self.log('a', ..., reduce_fx="),
     "L204 suffix": (fit(logs("a/dataloader_idx_0", 1.0)), Exception, "self.log('a/dataloader_idx_0', ...)"),
+    "L205 value": (
+        fit(step(lambda self, batch: self.log_dict({"a": {"b": 1}}))),
+        ValueError,
+        "self.log('a', ...) was given a dict",
+    ),
     "L206 hook": (
         fit(logs("a", 1.0, hook="on_train_end")),
         Exception,
@@ -691,6 +936,11 @@ CASES = {
         Exception,
         "self.log(..., on_epoch=True) needs the size of the batch",
     ),
+    "L212 hyperparameters": (
+        lambda folder: BoringModel().save_hyperparameters(3),
+        ValueError,
+        "save_hyperparameters(3)",
+    ),
     # Callbacks
     "C213 top k": (lambda folder: ModelCheckpoint(save_top_k=-2), Exception, "ModelCheckpoint(save_top_k=-2)"),
     "C218 mode": (lambda folder: ModelCheckpoint(mode="foo"), Exception, "ModelCheckpoint(mode='foo')"),
@@ -699,6 +949,11 @@ CASES = {
         fit(flags={"callbacks": [EarlyStopping("nothing")]}),
         RuntimeError,
         "EarlyStopping(monitor='nothing')",
+    ),
+    "C263 two of a kind": (
+        fit(model(configure_callbacks=lambda self: [Timer(), Timer()])),
+        RuntimeError,
+        "Trainer(callbacks=...) has two callbacks",
     ),
     "C223 interval": (
         lambda folder: LearningRateMonitor(logging_interval="foo"),
@@ -730,9 +985,7 @@ def test_bad_input_is_answered_at_once_in_three_sentences(what, tmp_path, monkey
     assert len(text) < 900, text
 
 
-def test_a_plain_typing_error_is_told_by_python(tmp_path):
-    with pytest.raises(TypeError, match="foo"):
-        Trainer(foo=1)
+def test_a_missing_model_is_told_by_python(tmp_path):  # E104
     with pytest.raises(TypeError, match="model"):
         build()(tmp_path).fit()
 
@@ -744,6 +997,7 @@ WARNINGS = {
         PossibleUserWarning,
         "Trainer(...) was",
     ),
+    "W01 half on a CPU": (build(precision="16-mixed"), UserWarning, "Trainer(precision='16-mixed') uses bfloat16"),
     "W02 cudnn": (build(benchmark=True, deterministic=True), UserWarning, "Trainer(benchmark=True, deterministic=...)"),
     "W04 overfit": (
         fit(BoringModel, lambda: DataLoader(RandomDataset(32, 4), shuffle=True), flags={"overfit_batches": 1}),
@@ -769,6 +1023,19 @@ WARNINGS = {
         ),
         RuntimeWarning,
         "Model.configure_optimizers() steps OneCycleLR once per epoch",
+    ),
+    "W14 by hand": (
+        fit(
+            by_hand(
+                training_step=lambda self, batch, batch_idx: None,
+                configure_optimizers=lambda self: {
+                    "optimizer": (made := sgd(self)),
+                    "lr_scheduler": {"scheduler": StepLR(made, 1), "interval": "step"},
+                },
+            )
+        ),
+        RuntimeWarning,
+        "The scheduler dict of Model.configure_optimizers() has the keys ['interval'], and optimization is manual",
     ),
     "W15 None": (fit(step(lambda self, batch: None)), UserWarning, "Model.training_step() returned None"),
     "W16 None": (
@@ -830,6 +1097,48 @@ WARNINGS = {
         UserWarning,
         "The tensors of a batch have different lengths",
     ),
+    "W33 a module": (
+        lambda folder: HasLayer(nn.Linear(1, 1)),
+        UserWarning,
+        "The hyperparameter 'layer' is a torch.nn.Module",
+    ),
+    "W41 hooks of steps": (
+        fit(
+            model(optimizer_zero_grad=lambda self, epoch, batch_idx, optimizer: optimizer.zero_grad()),
+            flags={"callbacks": [GradientAccumulationScheduler({0: 2})]},
+        ),
+        UserWarning,
+        "Model overrides optimizer_zero_grad, and a GradientAccumulationScheduler accumulates",
+    ),
+    "W42 a scheduler of steps": (
+        fit(
+            scheduled(lambda made: {"scheduler": StepLR(made, 1), "interval": "step"}),
+            flags={"callbacks": [StochasticWeightAveraging(0.1)]},
+        ),
+        UserWarning,
+        "StochasticWeightAveraging replaces the schedulers of Model",
+    ),
+    "W43 trained already": (
+        fit(HasBackbone, flags={"callbacks": [BackboneFinetuning(0)]}),
+        UserWarning,
+        "2 parameters that were unfrozen are in SGD already",
+    ),
+    "W46 no such callback": (went_on, UserWarning, "The checkpoint holds the state of callbacks that this Trainer"),
+    "W47 no model": (measured_without_a_model, UserWarning, "Trainer.test() was called without a model, so the best"),
+    "W49 last": (fit(ckpt_path="last"), UserWarning, "Trainer.fit(ckpt_path='last') found no last checkpoint"),
+    "C264 no loss": (
+        fit(by_hand(training_step=lambda self, batch, batch_idx: {"a": 1}), flags={"callbacks": [SpikeDetection()]}),
+        UserWarning,
+        "SpikeDetection found no loss in what Model.training_step() returned",
+    ),
+    "W52 no weights": (loaded_without_weights, UserWarning, "The checkpoint holds no weights for Empty"),
+    "W59 two that transfer": (
+        lambda folder: build()(folder).fit(
+            model(on_after_batch_transfer=lambda self, batch, dataloader_idx: batch)(), datamodule=Transfers()
+        ),
+        UserWarning,
+        "Both Transfers and Model override `on_after_batch_transfer`",
+    ),
     "all parameters of an optimizer frozen": (
         fit(optimizers(lambda self: (self.layer.bias.requires_grad_(False), torch.optim.SGD([self.layer.bias]))[1])),
         PossibleUserWarning,
@@ -840,6 +1149,7 @@ WARNINGS = {
         PossibleUserWarning,
         "Model.optimizer_stp() is no hook, and nothing in Model calls it. The nearest hook is optimizer_step().",
     ),
+    "W60 a folder with files": (logged_twice, UserWarning, "The folder '"),
 }
 
 
@@ -862,6 +1172,35 @@ def test_what_a_mode_switches_off_is_told(flags, tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="fulmen"):
         Trainer(accelerator="cpu", default_root_dir=tmp_path, **flags)
     assert f"Trainer({name}=True)" in caplog.text
+
+
+class Stops(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = True
+
+
+# What is done, and what the log says of it.
+LOGGED = {
+    "W63 epochs": (fit(), "The fit ends: `max_epochs` was reached"),
+    "W64 steps": (fit(flags={"max_epochs": -1, "max_steps": 2}), "The fit ends: `max_steps` was reached"),
+    "W66 replaced": (
+        fit(model(configure_callbacks=lambda self: [Timer()]), flags={"callbacks": [Timer()]}),
+        "Model.configure_callbacks() replaces callbacks of the Trainer: Timer",
+    ),
+    "W67 not yet": (
+        fit(flags={"max_epochs": 3, "min_epochs": 2, "callbacks": [Stops()]}),
+        "A stop was asked for, and training goes on: 1 epochs and",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LOGGED)
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_run_does_by_itself_is_logged(what, tmp_path, caplog):
+    act, said = LOGGED[what]
+    with caplog.at_level(logging.INFO, logger="fulmen"):
+        act(tmp_path)
+    assert [record.getMessage() for record in caplog.records if said in record.getMessage()]
 
 
 class Breaks(BoringModel):
@@ -926,6 +1265,22 @@ RIGHT = {
     "E128 no last checkpoint": run("test", ckpt_path="last"),
     "E153 any mode in evaluation": run("validate", model(validation_step=lambda self, batch, batch_idx: None),
                                        lambda: CombinedLoader([loader(), loader()], "max_size_cycle")),
+    "E129 no last checkpoint": fit(ckpt_path="last"),
+    "E148 batch hooks beside dataloader_iter": fit(
+        model(
+            training_step=lambda self, dataloader_iter: self.step(next(dataloader_iter)[0]),
+            on_train_batch_start=lambda self, batch, batch_idx: None,
+        )
+    ),
+    "E149 transfer hooks beside dataloader_iter": fit(
+        model(
+            training_step=lambda self, dataloader_iter: self.step(next(dataloader_iter)[0]),
+            on_before_batch_transfer=lambda self, batch, dataloader_idx: batch,
+        )
+    ),
+    "E156 length before iter": lambda folder: len(CombinedLoader([loader()])),
+    "T075 no rows of steps": fit(flags={"log_every_n_steps": 0}),
+    "L211 a module without a Trainer": lambda folder: BoringModel().log("a", 1.0),
     "E159 a small part of an epoch": fit(BoringModel, loader, flags={"val_check_interval": 0.1}),
     "manual steps that come late": fit(
         manual(lambda self, batch, batch_idx: self.optimizers().step() if batch_idx == 40 else None),

@@ -3,7 +3,7 @@ import argparse
 import pytest
 import torch
 
-from fulmen.trainer.checkpoint.migrate import FORMAT_VERSION, VERSION_KEY
+from fulmen.trainer.format_version import FORMAT_VERSION, VERSION_KEY
 from fulmen.trainer.upgrade_checkpoint import main
 
 

@@ -28,7 +28,7 @@ def test_every_trial_is_drawn_and_the_suggestion_is_named(tmp_path):
     assert ax.get_yscale() == "log"
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("trial", "batch size")
     lines = {line.get_label(): line for line in ax.lines}
-    assert list(lines["fits"].get_ydata()) == [2, 4, 8, 16, 20, 21]
+    assert list(lines["fits"].get_ydata()) == [2, 16, 20, 21]
     assert list(lines["out of memory"].get_ydata()) == [32, 24, 22]
     assert list(lines["suggestion: 21"].get_ydata()) == [21, 21]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["fits", "out of memory", "suggestion: 21"]

@@ -22,9 +22,7 @@ def searched(search: BatchSizeSearch, limit: int, num_samples: int | None = None
 def test_every_search_ends_soon_repeats_nothing_and_finds_what_fits(initial, ceiling, limit, bisects, num_samples):
     search, tried = searched(BatchSizeSearch(min(initial, ceiling), ceiling, bisects, 1000), limit, num_samples)
     assert len(set(tried)) == len(tried)
-    # Up or down from the first size to the limit; then, if wanted, through the last gap.
-    assert len(tried) <= math.log2(ceiling / search.initial) + math.log2(ceiling + 1) + 3
-    assert bisects or len(tried) <= math.log2(ceiling + 1) + 2
+    assert len(tried) <= math.log2(ceiling) + (math.log2(math.log2(ceiling) + 1) + 3 if bisects else 2)
     assert search.trials == tuple((size, size <= limit) for size in tried)
     assert all(1 <= size <= ceiling for size in tried)
     found = search.result()
@@ -36,6 +34,20 @@ def test_every_search_ends_soon_repeats_nothing_and_finds_what_fits(initial, cei
 def test_bisecting_finds_the_limit_exactly(initial, ceiling, limit, num_samples):
     search, _ = searched(BatchSizeSearch(min(initial, ceiling), ceiling, True, 1000), limit, num_samples)
     assert search.result() == min(limit, ceiling, num_samples)
+
+
+@given(st.integers(1, 8192), st.integers(1, 10_000))
+def test_among_8192_sizes_the_limit_is_found_in_19_trials(initial, limit):
+    search, tried = searched(BatchSizeSearch(initial, 8192, True), limit)
+    assert search.result() == min(limit, 8192)
+    assert len(tried) <= math.log2(8192) + 6
+
+
+def test_the_way_to_a_limit():
+    assert searched(BatchSizeSearch(2, 8192, True), 21)[1] == [2, 128, 16, 32, 24, 20, 22, 21]
+    assert searched(BatchSizeSearch(2, 8192, True), 10_000)[1] == [2, 128, 1024, 4096, 8192]
+    assert searched(BatchSizeSearch(16, 8192, True), 5)[1] == [16, 8, 4, 6, 5]
+    assert searched(BatchSizeSearch(2, 8192), 21)[1] == [2, 4, 8, 16, 32]
 
 
 @given(st.integers(0, 8), st.integers(1, 20_000))

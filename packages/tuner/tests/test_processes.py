@@ -4,7 +4,6 @@ import faulthandler
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,8 @@ import torch._dynamo  # DDP imports it, which takes seconds; forked processes ha
 import torch.multiprocessing as mp
 from torch.utils.data import DataLoader
 
-from fulmen.fabric.errors import ProcessFailedError
+from fulmen.fabric.errors import ConfigurationError, ProcessFailedError
+from fulmen.fabric.strategies.sharded_tensors import is_split
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.trainer import Trainer
 from fulmen.tuner.callbacks import BatchSizeFinder
@@ -161,6 +161,21 @@ def reports(kit, rank, folder):
             module.batch_size = data.hparams.batch_size = 4
             assert kit.everything(run, module, data, root=folder) == before
 
+    def split():
+        torch.manual_seed(0)
+        module, loader = Model(), DataLoader(kit.Points(), 4)
+        before = {name: value.clone() for name, value in module.state_dict().items()}
+        run = trainer(folder, strategy="fsdp")
+        rate = Tuner(run).lr_find(module, loader, num_training=30, max_lr=3.0).suggestion()
+        assert not is_split(module)
+        assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+        with pytest.raises(ConfigurationError, match="cannot be tried out in each process by itself"):
+            Tuner(run).scale_batch_size(Model())
+        run.fit(module, loader)
+        assert is_split(module)
+        Tuner(run).lr_find(module, loader, num_training=5, update_attr=False)  # what is split already stays so
+        return rate
+
     def fails(on_rank):
         class Wrong(Model):
             def step(self, batch):
@@ -190,6 +205,7 @@ def reports(kit, rank, folder):
         "user error on 0": lambda: fails(0),
         "user error on 1": lambda: fails(1),
         "signal": lambda: found(Signalled(), max_val=16),
+        "split": split,
         "after it": lambda: found(Model(memory=Memory((20, 9)[rank]))),
     }
     for name, case in cases.items():
@@ -209,6 +225,7 @@ def one_process(rank, kit, folder, port):
         LOCAL_WORLD_SIZE="2",
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
+        TORCHELASTIC_USE_AGENT_STORE="True",
     )
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(100, exit=True)  # who waits for the other for ever has failed
@@ -219,9 +236,9 @@ def one_process(rank, kit, folder, port):
 def told(kit, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     (folder / "run").mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    # Kept here, so that nobody else can take its port.
+    store = torch.distributed.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    port = store.port
     mp.start_processes(one_process, args=(kit, folder, port), nprocs=2, start_method="fork")
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
@@ -231,6 +248,12 @@ def test_both_sweep_the_same_curve(told):
     rate, losses = told[0]["sweep"]
     assert 1e-8 < rate < 3.0
     assert len(losses) > 10
+
+
+def test_a_module_that_is_split_for_the_sweep_is_whole_afterwards(told):
+    rates = [one["split"] for one in told]
+    assert rates[0] == rates[1]
+    assert isinstance(rates[0], float), rates
 
 
 def test_both_find_what_fits_into_the_smaller_memory(told):
@@ -308,7 +331,7 @@ if __name__ == "__main__":
     tuner = Tuner(trainer)
     size = tuner.scale_batch_size(model, mode="binsearch", margin=0.0)
     assert size == model.batch_size == 8, (size, model.batch_size)
-    assert tuner.batch_size_trials.results["batch_size"] == [2, 4, 8, 16, 12, 10, 9], tuner.batch_size_trials.results
+    assert tuner.batch_size_trials.results["batch_size"] == [2, 8, 16, 12, 10, 9], tuner.batch_size_trials.results
     rate = tuner.lr_find(model, num_training=20).suggestion()
     assert trainer.global_step == 0 and trainer.lightning_module is None
     trainer.fit(model)
@@ -338,6 +361,6 @@ def test_what_forked_processes_find_comes_home(kit, make_trainer):
     model, run = Narrow(), make_trainer(devices=2, strategy="ddp_fork")
     tuner = Tuner(run)
     assert tuner.scale_batch_size(model, mode="binsearch", margin=0.0) == model.batch_size == 9
-    assert tuner.batch_size_trials.results["batch_size"] == [2, 4, 8, 16, 12, 10, 9]
-    assert tuner.batch_size_trials.results["fits"] == [True, True, True, False, False, False, True]
+    assert tuner.batch_size_trials.results["batch_size"] == [2, 8, 16, 12, 10, 9]
+    assert tuner.batch_size_trials.results["fits"] == [True, True, False, False, False, True]
     assert (run.global_step, run.lightning_module) == (0, None)

@@ -14,6 +14,7 @@ import torch
 
 from fulmen.fabric.checkpoint_io.background import AsyncCheckpointIO
 from fulmen.fabric.checkpoint_io.torch import TorchCheckpointIO
+from fulmen.fabric.checkpoint_io.wrapper import WrappingCheckpointIO
 from fulmen.fabric.errors import CheckpointError, ConfigurationError
 from fulmen.fabric.types import PathLike
 
@@ -165,6 +166,7 @@ AT_THE_END = """
 import sys, time, torch
 from fulmen.fabric.checkpoint_io.background import AsyncCheckpointIO
 from fulmen.fabric.checkpoint_io.torch import TorchCheckpointIO
+from fulmen.fabric.checkpoint_io.wrapper import WrappingCheckpointIO
 
 class Slow(TorchCheckpointIO):
     def save_checkpoint(self, *arguments):
@@ -184,3 +186,29 @@ def test_a_process_does_not_end_before_its_last_save_is_on_the_disk(tmp_path: Pa
     run = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
     assert bool((TorchCheckpointIO().load_checkpoint(good)["w"] == 1).all())
     assert "file/a.ckpt' could not be written" in run.stderr
+
+
+def test_what_follows_saves_is_done_after_them_in_order_and_not_if_one_fails(tmp_path: Path) -> None:
+    gated = Gated()
+    io = WrappingCheckpointIO(AsyncCheckpointIO(gated))
+    assert io.saves_in_background
+    assert not gated.saves_in_background
+    done: list[str] = []
+    io.save_checkpoint({"step": 1}, tmp_path / "a.ckpt")
+    io.after_saves(lambda: done.append(f"link {(tmp_path / 'a.ckpt').exists()}"))
+    io.after_saves(lambda: done.append("more"))
+    assert done == []
+    gated.gate.set()
+    io.wait()
+    assert done == ["link True", "more"]
+    assert io.poll() == [tmp_path / "a.ckpt"]
+    gated.gate.clear()
+    io.save_checkpoint({"step": 2}, tmp_path / "bad.ckpt")
+    io.after_saves(lambda: done.append("never"))
+    gated.gate.set()
+    with pytest.raises(CheckpointError, match="bad"):
+        io.wait()
+    assert done == ["link True", "more"]
+    gated.after_saves(lambda: done.append("now"))
+    assert done[-1] == "now"
+    io.teardown()

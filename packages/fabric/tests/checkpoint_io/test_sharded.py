@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from fulmen.fabric.checkpoint_io.background import AsyncCheckpointIO
 from fulmen.fabric.checkpoint_io.sharded import is_sharded, load_sharded, read_metadata, save_sharded
 from fulmen.fabric.errors import CheckpointDamagedError, CheckpointError, CheckpointKeyError, ConfigurationError
+from fulmen.fabric.gloo_threads import close_group
 
 ROWS = torch.arange(31 * 40.0).view(31, 40)
 LARGE = torch.arange(900_000, dtype=torch.float64).view(300, 3000)
@@ -262,7 +263,7 @@ def serve(rank: int, size: int, store: str, pipe: Connection) -> None:
             pipe.send((True, globals()[name](*arguments)))
         except BaseException:
             pipe.send((False, traceback.format_exc()))
-    dist.destroy_process_group()
+    close_group()
 
 
 @pytest.fixture(scope="module")

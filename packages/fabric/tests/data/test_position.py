@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from itertools import count, islice
 from typing import Any
 
@@ -73,6 +75,43 @@ def test_any_chain_of_runs_visits_every_unit_once(size: int, runs: list[tuple[in
         position = Position(position.start, position.batch + batches, world_size, batch_size)
     assert sorted(visited) == list(range(position.units_done))
     assert size - position.units_done < runs[-1][0] * runs[-1][1]
+
+
+@given(
+    st.integers(1, 60),
+    st.lists(st.tuples(worlds, st.integers(1, 4), st.integers(0, 5)), min_size=1, max_size=5),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
+def test_an_epoch_that_others_began_is_as_long_as_what_is_left_of_it(
+    size: int, runs: list[tuple[int, int, int]], drop_last: bool, repeats: bool, whole_batches: bool
+) -> None:
+    """Every unit comes once, but for the last round: its filling comes twice, or it is left out."""
+    position = Position(0, 0, *runs[0][:2])
+    seen: Counter[int] = Counter()
+    for number, (world_size, batch_size, num_batches) in enumerate(runs):
+        position = position.resumed_on(world_size, batch_size)
+        order = range(size)[position.start :]
+        how: Any = {"drop_last": drop_last, "repeats": repeats}
+        given = 0
+        for rank in range(world_size):
+            share = list(deal(order, rank, world_size, **how))
+            batches = [share[at : at + batch_size] for at in range(0, len(share), batch_size)]
+            if whole_batches:
+                batches = [batch for batch in batches if len(batch) == batch_size]
+            assert position.length(size, rank, whole_batches=whole_batches, **how) == position.before + len(batches)
+            is_last = number == len(runs) - 1
+            taken = batches[position.batch :] if is_last else batches[position.batch : position.batch + num_batches]
+            given = max(given, len(taken))
+            seen.update(unit for batch in taken for unit in batch)
+        before = position.number
+        position = replace(position, batch=position.batch + given)
+        assert position.number == before + given
+    most = max(world_size for world_size, _, _ in runs)
+    if not drop_last and not whole_batches:
+        assert set(seen) == set(range(size))
+    assert sum(count - 1 for count in seen.values()) <= (most - 1 if repeats and not drop_last else 0)
 
 
 @pytest.mark.parametrize(("rank", "world_size"), [(-1, 2), (2, 2), (0, 0)])

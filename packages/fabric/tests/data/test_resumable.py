@@ -477,3 +477,28 @@ def test_bad_arguments_are_answered_at_once() -> None:
         ResumableLoader([1]).skip_to(-1)
     with pytest.raises(TypeError), warnings.catch_warnings():
         len(ResumableLoader(DataLoader(Stream())))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_indices_of_samples_are_heard_in_the_order_of_the_batches(num_workers: int) -> None:
+    context = "fork" if num_workers else None
+    loader = DataLoader(Samples(), batch_size=3, shuffle=True, num_workers=num_workers, multiprocessing_context=context)
+    view = ResumableLoader(loader)
+    heard: list[list[int]] = []
+    assert view.hear_indices(heard.append)
+    assert [batch.tolist() for batch in view] == heard
+    view.hear_indices(None)
+    before = list(heard)
+    assert len(list(view)) == 4
+    assert heard == before
+    # After a skip, those of the batches that come.
+    view.hear_indices(heard.clear() or heard.append)
+    view.skip_to(2)
+    assert [batch.tolist() for batch in view] == heard[-2:]
+    assert len(heard) == 2
+
+
+def test_indices_are_not_known_of_what_has_none() -> None:
+    assert not ResumableLoader(DataLoader(Stream())).hear_indices(list)
+    assert not ResumableLoader([1, 2]).hear_indices(list)
+    assert not ResumableLoader(DataLoader(Samples(), num_workers=1, in_order=False)).hear_indices(list)

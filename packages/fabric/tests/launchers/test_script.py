@@ -155,8 +155,8 @@ def test_an_error_in_one_process_ends_all_and_is_printed_last(folder):
     with _start(folder, "-c", _PROGRAM, "error") as process:
         pids = _read_pids(process, 2)
         start = time.monotonic()
-        _, err = process.communicate(timeout=60)
-    assert time.monotonic() - start < 5
+        _, err = process.communicate(timeout=150)
+    assert time.monotonic() - start < 100  # the others would wait for half an hour
     assert process.returncode == 1
     assert err.rstrip().endswith("ValueError: rank one is wrong")
     assert "Rank 1 of 2 failed first" in err
@@ -165,14 +165,14 @@ def test_an_error_in_one_process_ends_all_and_is_printed_last(folder):
 
 
 def test_processes_that_are_asked_to_end_may_save_first(folder):
-    # Rank 1 is done at once, long before rank 0, and rank 2 long after it: nobody cuts anybody off.
+    # One at once, one while its launcher would have killed it, one later still: nobody cuts anybody off.
     with _start(folder, "pkg/__main__.py", "asked") as process:
         pids = _read_pids(process, 3)
         assert [process.stdout.readline() for _ in range(3)] == ["ready\n"] * 3
         process.terminate()
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=150)
     assert process.returncode == 128 + signal.SIGTERM, err
-    assert out.split("\n") == ["saved 1", "saved 0", "saved 2", ""]
+    assert sorted(out.splitlines()) == ["saved 0", "saved 1", "saved 2"]
     assert "failed first" not in err
     assert _are_gone(pids)
 
@@ -208,7 +208,7 @@ def test_a_killed_process_ends_all_and_gives_its_exit_code(folder, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes look for their parent once a second")
 def test_when_rank_zero_is_terminated_nothing_is_left_running(folder, monkeypatch):
     pid = _fork_rank_zero(monkeypatch, folder / "output", "time.sleep(60)")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (folder / "output").read_text().endswith("\n") and time.monotonic() < deadline:
         time.sleep(0.02)
     pids = [int((folder / "output").read_text())]
@@ -216,7 +216,7 @@ def test_when_rank_zero_is_terminated_nothing_is_left_running(folder, monkeypatc
     os.kill(pid, signal.SIGTERM)
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 50
     while not _are_gone(pids) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert _are_gone(pids)

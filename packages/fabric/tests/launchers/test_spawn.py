@@ -76,7 +76,7 @@ def test_the_error_of_the_first_process_that_failed_comes_back_and_the_others_en
     start = time.monotonic()
     with pytest.raises(KeyError, match="wrong in rank one") as caught:
         launcher.launch(run)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 50  # long before the others are done; a busy machine is slow
     assert caught.value.__notes__[-1].rstrip().endswith("KeyError: 'wrong in rank one'")
     assert "Rank 1 of 3 failed first" in caught.value.__notes__[-1]
 
@@ -245,7 +245,7 @@ def test_when_the_parent_is_terminated_the_processes_are_gone_too():
         os.kill(parent, signal.SIGTERM)
         _, status = os.waitpid(parent, 0)
     assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
-    assert _all_gone(pids, within_s=5)
+    assert _all_gone(pids, within_s=50)
 
 
 def test_processes_that_are_asked_to_end_may_take_their_time(tmp_path):

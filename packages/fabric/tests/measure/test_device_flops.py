@@ -14,6 +14,7 @@ KNOWN = {
     "NVIDIA B200": 2250,
     "NVIDIA GB200": 2500,
     "NVIDIA B300 SXM6 AC": 2250,
+    "NVIDIA GB300": 2500,
     "NVIDIA H200": 989.4,
     "NVIDIA H200 NVL": 835.5,
     "NVIDIA GH200 480GB": 989.4,
@@ -92,6 +93,86 @@ def test_fewer_bits_are_never_slower(table: dict[str, Any]) -> None:
         assert 4 < peaks["float32"] < 6000
 
 
+# A second road to the figures for float32: cores that each do a multiplication and an addition per clock, and their
+# boost clock in MHz, as the same makers publish them. A matrix core of AMD does as much as 128 such.
+CORES = {
+    "NVIDIA B200": (148 * 128, 1965),
+    "NVIDIA H100 80GB HBM3": (132 * 128, 1980),
+    "NVIDIA H100 NVL": (132 * 128, 1785),
+    "NVIDIA H100 PCIe": (114 * 128, 1755),
+    "NVIDIA A100-SXM4-80GB": (6912, 1410),
+    "NVIDIA A30": (3584, 1440),
+    "NVIDIA A40": (10752, 1740),
+    "NVIDIA A10": (9216, 1695),
+    "NVIDIA A10G": (9216, 1710),
+    "NVIDIA A2": (1280, 1770),
+    "NVIDIA L40S": (18176, 2520),
+    "NVIDIA L40": (18176, 2490),
+    "NVIDIA L4": (7424, 2040),
+    "Tesla T4": (2560, 1590),
+    "Tesla V100S-PCIE-32GB": (5120, 1597),
+    "Tesla V100-SXM2-16GB": (5120, 1530),
+    "Tesla V100-PCIE-16GB": (5120, 1380),
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": (24064, 2617),
+    "NVIDIA RTX 6000 Ada Generation": (18176, 2505),
+    "NVIDIA RTX A6000": (10752, 1800),
+    "NVIDIA RTX A5000": (8192, 1695),
+    "NVIDIA RTX A4000": (6144, 1560),
+    "Quadro RTX 8000": (4608, 1770),
+    "NVIDIA GeForce RTX 5090": (21760, 2407),
+    "NVIDIA GeForce RTX 5080": (10752, 2617),
+    "NVIDIA GeForce RTX 5070 Ti": (8960, 2452),
+    "NVIDIA GeForce RTX 5070": (6144, 2512),
+    "NVIDIA GeForce RTX 4090": (16384, 2520),
+    "NVIDIA GeForce RTX 4080 SUPER": (10240, 2550),
+    "NVIDIA GeForce RTX 4080": (9728, 2505),
+    "NVIDIA GeForce RTX 4070 Ti SUPER": (8448, 2610),
+    "NVIDIA GeForce RTX 4070 Ti": (7680, 2610),
+    "NVIDIA GeForce RTX 4070 SUPER": (7168, 2475),
+    "NVIDIA GeForce RTX 4070": (5888, 2475),
+    "NVIDIA GeForce RTX 3090 Ti": (10752, 1860),
+    "NVIDIA GeForce RTX 3090": (10496, 1695),
+    "NVIDIA GeForce RTX 3080 Ti": (10240, 1665),
+    "NVIDIA GeForce RTX 3080": (8704, 1710),
+    "NVIDIA GeForce RTX 3070": (5888, 1725),
+    "NVIDIA GeForce RTX 2080 Ti": (4352, 1545),
+    "NVIDIA GeForce RTX 2080": (2944, 1710),
+    "NVIDIA GeForce RTX 2070": (2304, 1620),
+    "AMD Instinct MI355X": (256 * 128, 2400),
+    "AMD Instinct MI350X": (256 * 128, 2200),
+    "AMD Instinct MI300X": (304 * 128, 2100),
+    "AMD Instinct MI300A": (228 * 128, 2100),
+    "AMD Instinct MI250X": (110 * 128, 1700),
+    "AMD Instinct MI250": (104 * 128, 1700),
+    "AMD Instinct MI210": (104 * 128, 1700),
+    "AMD Instinct MI100": (120 * 128, 1502),
+    "AMD Radeon RX 7900 XTX": (96 * 128, 2500),
+    "AMD Radeon RX 7900 XT": (84 * 128, 2400),
+}
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_float32_is_cores_times_clock(name: str) -> None:
+    cores, mhz = CORES[name]
+    peaks = find_peaks(name)
+    assert peaks is not None
+    assert peaks["float32"] == pytest.approx(cores * 2 * mhz / 1e6, rel=0.02)
+
+
+def test_figures_are_without_sparsity() -> None:
+    # A figure with sparsity among others without would be twice what its neighbours make it.
+    for pattern, peaks in device_flops._GPUS.items():
+        half = peaks["float16"]
+        if "tf32" in peaks:
+            assert peaks["tf32"] == pytest.approx(half / 2, rel=0.02), pattern
+        if "float8" in peaks:
+            assert peaks["float8"] == pytest.approx(2 * half, rel=0.02), pattern
+        if "int8" in peaks:
+            times = 4 if "geforce" in pattern and "20" not in pattern else peaks["int8"] / half
+            assert peaks["int8"] == pytest.approx(times * half, rel=0.02), pattern
+            assert round(times, 1) in (1, 2, 4), pattern
+
+
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     def become(name: str) -> torch.device:
@@ -154,7 +235,7 @@ def test_other_devices_promise_nothing(kind: str) -> None:
         ({"ACCELERATOR_TYPE": "v3-8"}, 61.5e12),
         ({"ACCELERATOR_TYPE": "v5p-8"}, 459e12),
         ({"ACCELERATOR_TYPE": "v6e-1"}, 918e12),
-        ({"ACCELERATOR_TYPE": "tpu7x-8"}, 2307e12),
+        ({"ACCELERATOR_TYPE": "tpu7x-8"}, 1153.5e12),
     ],
 )
 def test_tpus_are_known_by_their_version(

@@ -64,11 +64,13 @@ def test_every_argument_that_means_something_is_taken_and_kept(names):
         ("ignored_parameters", (), ArgumentTypeError, "ignored_params"),
         ("ignored_modules", [3], ArgumentTypeError, "holds 3.*list of Module"),
         ("ignored_states", [3], ArgumentTypeError, "list of Module or Parameter"),
-        ("forward_prefetch", "no", ArgumentTypeError, r"forward_prefetch='no'\) is of the type str.*True or False"),
+        ("forward_prefetch", "no", ArgumentTypeError, r"forward_prefetch='no'\) got a str.*True or False"),
         ("sync_module_states", 1, ArgumentTypeError, r"sync_module_states=1\).*True or False"),
         ("param_init_fn", 3, ArgumentTypeError, r"param_init_fn=3\).*Pass a function"),
         ("shard_placement_fn", 3, ArgumentTypeError, r"shard_placement_fn=3\).*Pass a function"),
-        ("reshard_after_forward", "yes", ArgumentTypeError, "a bool or an int"),
+        ("reshard_after_forward", "yes", ArgumentTypeError, "2 or more"),
+        ("reshard_after_forward", 1, ArgumentTypeError, "2 or more"),
+        ("process_group", "mine", ArgumentTypeError, r"new_group"),
     ],
 )
 def test_what_cannot_be_had_is_refused_by_name(name, value, error, advice):

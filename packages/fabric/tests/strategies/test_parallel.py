@@ -1,8 +1,12 @@
+import time
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fulmen.fabric import Fabric
+from fulmen.fabric.checkpoint_io import AsyncCheckpointIO, TorchCheckpointIO
 from fulmen.fabric.environments.default import LightningEnvironment
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.rank_zero import rank_zero_only
@@ -61,3 +65,28 @@ def test_a_process_without_a_device_is_told_so():
     strategy = DDPStrategy(parallel_devices=[torch.device("cpu")], cluster_environment=Place(0, 1))
     with pytest.raises(ConfigurationError, match="devices=1 leaves none for local rank 1"):
         _ = strategy.root_device
+
+
+class Slow(TorchCheckpointIO):
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        time.sleep(0.5)  # the others are at their load long before
+        super().save_checkpoint(checkpoint, path, storage_options)
+
+
+class Broken(TorchCheckpointIO):
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        raise OSError("no space left")
+
+
+def load_what_is_being_saved(fabric, folder):
+    fabric.save(folder / "a.ckpt", {"a": 1})
+    assert fabric.load(folder / "a.ckpt") == {"a": 1}
+    fabric.strategy.checkpoint_io.checkpoint_io = Broken()
+    fabric.save(folder / "b.ckpt", {"a": 1})
+    with pytest.raises((OSError, RuntimeError), match="no space left"):
+        fabric.load(folder / "b.ckpt")
+
+
+def test_a_load_waits_for_the_process_that_still_writes(tmp_path):
+    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp_fork", plugins=AsyncCheckpointIO(Slow()))
+    fabric.launch(load_what_is_being_saved, tmp_path)

@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from fulmen.fabric.checkpoint_io import TorchCheckpointIO
+from fulmen.trainer.metrics.outlets import Outlets
 from fulmen.trainer.stages import EntryPoint
 
 
 class FakeStrategy:
+    checkpoint_io = TorchCheckpointIO()
+
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         return obj
 
@@ -40,6 +44,7 @@ class FakeTrainer:
         self.sanity_checking = self.should_stop = self.is_last_batch = False
         self.fast_dev_run: Any = False
         self.loggers: list[Any] = []
+        self.context = SimpleNamespace(metrics=SimpleNamespace(outlets=Outlets(self.default_root_dir)))
         self.ckpt_path = None
         self.state = SimpleNamespace(fn=EntryPoint.FIT)
         self.max_epochs: int | None = 3

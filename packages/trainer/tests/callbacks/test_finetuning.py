@@ -165,11 +165,6 @@ def test_no_backbone(quick):
         quick(callbacks=BackboneFinetuning()).fit(BoringModel())
 
 
-def test_several_processes(make_trainer):
-    with pytest.raises(MisconfigurationException, match="2 processes"):
-        BackboneFinetuning().setup(make_trainer(world_size=2), Model(), "fit")
-
-
 def test_nothing_defined(quick):
     with pytest.raises(NotImplementedError, match="freeze_before_training"):
         quick(callbacks=BaseFinetuning()).fit(BoringModel())

@@ -1,6 +1,9 @@
 import os
+import shutil
 
-from fulmen.trainer.callbacks.links import link_or_copy
+import pytest
+
+from fulmen.trainer.callbacks.links import keep_for_link, link_or_copy
 
 
 def test_a_link_is_relative_and_replaces_what_was_there(tmp_path):
@@ -22,12 +25,68 @@ def test_a_folder_is_replaced_too(tmp_path):
     assert os.readlink(tmp_path / "last") == "a"
 
 
-def test_where_links_are_not_allowed_it_is_a_copy(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError
+def refuse(*_, **__):
+    raise OSError
 
+
+@pytest.mark.parametrize("symbolic", [True, False])
+def test_where_there_are_no_links_it_is_a_copy(symbolic, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "symlink", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     (tmp_path / "a").write_text("a")
-    link_or_copy(str(tmp_path / "a"), str(tmp_path / "last"))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "part").write_text("b")
+    link_or_copy(str(tmp_path / "a"), str(tmp_path / "last"), symbolic=symbolic)
     assert (tmp_path / "last").read_text() == "a"
     assert not os.path.islink(tmp_path / "last")
+    link_or_copy(str(tmp_path / "b"), str(tmp_path / "last"), symbolic=symbolic)
+    assert (tmp_path / "last" / "part").read_text() == "b"
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "last"]
+
+
+@pytest.mark.parametrize("without", ["symlink", "link"])
+def test_one_kind_stands_in_for_the_other(without, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, without, refuse)
+    (tmp_path / "a").write_text("a")
+    link_or_copy(str(tmp_path / "a"), str(tmp_path / "last"), symbolic=without == "symlink")
+    assert os.path.samefile(tmp_path / "a", tmp_path / "last")
+    assert os.path.islink(tmp_path / "last") == (without == "link")
+
+
+def test_a_hard_link_leads_somewhere_whatever_becomes_of_the_other_name(tmp_path):
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "part").write_text("b")
+    last = tmp_path / "last"
+    for _ in range(2):  # again: it has this name already
+        link_or_copy(str(tmp_path / "a"), str(last), symbolic=False)
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "last"]
+    assert os.path.samefile(tmp_path / "a", last)
+    os.remove(tmp_path / "a")
+    assert last.read_text() == "a"
+    link_or_copy(str(tmp_path / "b"), str(last), symbolic=False)
+    assert os.path.samefile(tmp_path / "b" / "part", last / "part")
+    shutil.rmtree(tmp_path / "b")
+    assert (last / "part").read_text() == "b"
+    (tmp_path / "a").write_text("new")
+    link_or_copy(str(tmp_path / "a"), str(last), symbolic=False)
+    assert last.read_text() == "new"
+    assert sorted(os.listdir(tmp_path)) == ["a", "last"]
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_what_a_symbolic_link_leads_to_takes_its_place_rather_than_go(is_folder, tmp_path):
+    for name in "ab":
+        path = tmp_path / name
+        if is_folder:
+            path.mkdir()
+            path = path / "part"
+        path.write_text(name)
+    last = str(tmp_path / "last")
+    link_or_copy(str(tmp_path / "a"), last)
+    keep_for_link(str(tmp_path / "b"), last)
+    assert os.readlink(last) == "a"
+    keep_for_link(str(tmp_path / "a"), last)
+    assert sorted(os.listdir(tmp_path)) == ["b", "last"]
+    assert not os.path.islink(last)
+    assert (tmp_path / "last" / "part" if is_folder else tmp_path / "last").read_text() == "a"

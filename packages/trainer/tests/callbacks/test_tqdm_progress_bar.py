@@ -112,9 +112,9 @@ def test_long_epochs_get_a_line_every_few_seconds(page, make_trainer, monkeypatc
     ]
 
 
-def test_an_unknown_total_is_fine(page, make_trainer):
+def test_a_total_that_was_unknown_is_known_when_the_epoch_is_over(page, make_trainer):
     train(TQDMProgressBar(), trainer_with_metrics(make_trainer, num_training_batches=float("inf"), max_epochs=-1))
-    assert page.getvalue().splitlines()[0].startswith("Epoch 0: 20/? [")
+    assert page.getvalue().splitlines()[0].startswith("Epoch 0: 20/20 [")
 
 
 def test_a_run_that_goes_on_does_not_count_what_was_done_before_in_its_rate(page, make_trainer):
@@ -235,6 +235,9 @@ bar.setup(trainer, None, "fit")
 bar.on_train_start(trainer, None)
 bar.on_train_epoch_start(trainer, None)
 bar.on_train_batch_end(trainer, None, None, None, 0)
+print("said", "by the user")
+print("without an end", end="", flush=True)
+print()
 bar.on_train_batch_end(trainer, None, None, None, 1)
 bar.on_train_epoch_end(trainer, None)
 bar.on_train_end(trainer, None)
@@ -251,4 +254,6 @@ bar.on_train_end(trainer, None)
     written = os.read(leader, 65536).decode()
     os.close(leader)
     assert "\rEpoch 0/0: 100%|" in written
+    assert "\rsaid by the user\r\n\rEpoch 0/0:  50%|" in re.sub(" +\r", "\r", written).replace("\r\r", "\r")
+    assert "\rwithout an end\r\n\rEpoch 0/0:  50%|" in re.sub(" +\r", "\r", written).replace("\r\r", "\r")
     assert "| 2/2 [" in written

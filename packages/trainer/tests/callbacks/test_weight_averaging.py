@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fulmen.fabric.errors import MisconfigurationException
-from fulmen.trainer.callbacks.model_checkpoint import ModelCheckpoint
 from fulmen.trainer.callbacks.weight_averaging import (
     EMAWeightAveraging,
     Tensors,
@@ -242,10 +241,36 @@ def test_two_averages(quick):
         quick(callbacks=[EMAWeightAveraging(), WeightAveraging()]).fit(Model())
 
 
-def test_weights_only_is_told_of(quick, tmp_path):
-    keep = ModelCheckpoint(tmp_path, save_weights_only=True)
-    with pytest.warns(UserWarning, match="save_weights_only=True"):
-        quick(callbacks=[WeightAveraging(), keep], enable_checkpointing=True).fit(Model())
+class SaveBoth(Callback):
+    """Saves the whole and the weights alone at the same moments: after a step, in a validation, after the fit."""
+
+    def __init__(self, folder):
+        self.folder, self.whens = folder, []
+
+    def _save(self, trainer, when):
+        self.whens.append(when)
+        trainer.save_checkpoint(self.folder / f"{when}.ckpt")
+        trainer.save_checkpoint(self.folder / f"{when}-weights.ckpt", weights_only=True)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self._save(trainer, f"step{batch_idx}")
+
+    def on_validation_batch_end(self, trainer, *_):
+        self._save(trainer, "validation")
+
+    def on_fit_end(self, trainer, *_):
+        self._save(trainer, "end")
+
+
+def test_weights_alone_are_the_average_as_in_whole_checkpoints(quick, tmp_path):
+    save, watch = SaveBoth(tmp_path), Watch()
+    quick(callbacks=[EMAWeightAveraging(decay=0.5, update_starting_at_step=2), watch, save]).fit(Model())
+    assert {"step0", "step5", "validation", "end"} <= set(save.whens)
+    for when in save.whens:
+        whole, alone = (torch.load(tmp_path / name) for name in (f"{when}.ckpt", f"{when}-weights.ckpt"))
+        assert same(whole["state_dict"], alone["state_dict"]), when
+        assert not {"current_model_state", "averaging_state", "callbacks"} & alone.keys()
+        assert same(alone["state_dict"], whole["current_model_state"]) == (when in ("step0", "step1", "step2")), when
 
 
 @pytest.mark.parametrize(

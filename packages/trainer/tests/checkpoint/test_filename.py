@@ -1,3 +1,6 @@
+import ntpath
+import posixpath
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,12 +11,24 @@ from fulmen.trainer.checkpoint.filename import check_template, default_template,
 
 VALUES = {"epoch": torch.tensor(2), "step": 6, "val_loss": torch.tensor(1.0), "val/loss": torch.tensor(2.0), "a.b": 0.5}
 
+# A colon ends a name in a template, so no drive of Windows can be one.
 names = st.text(st.characters(codec="ascii", exclude_characters="{}:![]"), min_size=1)
+
+
+def leads_down(name):
+    return not name.startswith(("/", "\\")) and ".." not in name.replace("\\", "/").split("/")
+
+
+@given(st.lists(names | st.sampled_from(["..", "../..", "/", "a/../..", "\\", "..\\x"]), min_size=1, max_size=5))
+def test_whatever_the_names_are_the_file_is_below_its_folder(logged):
+    name = fill_template("/".join(f"{{{name}}}" for name in logged), dict.fromkeys(logged, 1))
+    for kind in (posixpath, ntpath):
+        assert kind.normpath(kind.join("root", name)).startswith(kind.join("root", ""))
 
 
 @given(st.lists(st.tuples(names, st.integers()), min_size=1, max_size=5))
 def test_every_name_comes_back_with_its_value(pairs):
-    values = dict(pairs)
+    values = {name: value for name, value in pairs if leads_down(name)}
     template = "|".join(f"{{{name}}}" for name in values)
     assert fill_template(template, values) == "|".join(f"{name}={value}" for name, value in values.items())
     assert fill_template(template, values, insert_names=False) == "|".join(map(str, values.values()))

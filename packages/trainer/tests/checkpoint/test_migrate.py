@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulmen.trainer.checkpoint.migrate import FORMAT_VERSION, VERSION_KEY, as_numbers, is_newer, migrate_checkpoint
+from fulmen.trainer.checkpoint.migrate import migrate_checkpoint
+from fulmen.trainer.format_version import FORMAT_VERSION, VERSION_KEY
 
 
 def loops_of_1_9():
@@ -29,15 +30,6 @@ def loops_of_1_9():
         },
         "validate_loop": {"state_dict": {}, "dataloader_progress": counts, "epoch_loop.batch_progress": counts},
     }
-
-
-versions = st.tuples(st.integers(0, 3), st.integers(0, 20), st.integers(0, 20))
-
-
-@given(versions, versions)
-def test_versions_compare_as_numbers(a, b):
-    text_a, text_b = ".".join(map(str, a)), ".".join(map(str, b)) + "rc1"
-    assert (as_numbers(text_a) < as_numbers(text_b)) == (a < b)
 
 
 @given(st.sampled_from(["0.9.0", "1.4.0", "1.5.10", "1.6.0", "1.8.6", "1.9.5", "2.0.0", FORMAT_VERSION, None]))
@@ -114,9 +106,3 @@ def test_the_scaler_is_found_under_the_name_of_the_precision(key):
 def test_a_target_is_not_passed():
     _, done = migrate_checkpoint({VERSION_KEY: "1.4.0"}, target_version="1.6.0")
     assert list(done) == ["1.5.0", "1.6.0"]
-
-
-def test_newer_versions_are_told():
-    assert is_newer({VERSION_KEY: "99.0.0"})
-    assert not is_newer({VERSION_KEY: FORMAT_VERSION})
-    assert not is_newer({})

@@ -10,10 +10,11 @@ from fulmen.trainer.checkpoint.paths import (
     check_exists,
     choose,
     gather_offers,
-    newest,
+    newest_first,
     newest_hpc,
     next_hpc_name,
 )
+from fulmen.trainer.loggers.base import Logger
 
 
 @given(st.sets(st.integers(0, 10**6)), st.lists(st.sampled_from(["last.ckpt", "hpc_ckpt_.ckpt", "hpc_ckpt_1.tmp"])))
@@ -26,7 +27,7 @@ def test_the_highest_number_of_a_requeued_job_is_taken(numbers, others):
 
 @given(st.dictionaries(st.text(min_size=1), st.floats(0, 1e9), min_size=1))
 def test_the_newest_is_not_older_than_any(written):
-    assert written[newest(written)] == max(written.values())
+    assert written[newest_first(written)[0]] == max(written.values())
 
 
 def test_a_path_is_that_path_and_nothing_is_nothing():
@@ -63,9 +64,9 @@ def test_what_a_failed_run_left_is_taken_unasked_by_fit_only():
 
 
 def test_a_requeued_job_goes_on_before_anything_else():
-    offers = Offers(last={"e": 1.0}, left_by_exception=frozenset({"e"}), hpc="h")
+    offers = Offers(last={"e": 1.0}, left_by_exception=frozenset({"e"}), hpc={"h": 1.0})
     assert choose(None, offers, requeued=True).path == "h"
-    assert choose(None, Offers(hpc="h")).path is None
+    assert choose(None, Offers(hpc={"h": 1.0})).path is None
     assert choose("hpc", offers).path == "h"
 
 
@@ -93,31 +94,124 @@ def test_a_missing_file_is_refused_at_once_and_its_neighbours_are_named(tmp_path
     check_exists(str(tmp_path / "epoch=1.ckpt"))
 
 
+class Ranks:
+    """Stands for a ModelCheckpoint."""
+
+    FILE_EXTENSION = ".ckpt"
+    state_key = "ModelCheckpoint{}"
+
+    def __init__(self, dirpath=None, kept=()):
+        self.dirpath, self.kept = dirpath, list(kept)
+        self.best_model_path = self.kept[0] if self.kept else ""
+
+    def folder(self, trainer):
+        return str(self.dirpath)
+
+    def checkpoints_by_score(self):
+        return self.kept
+
+    def is_last_name(self, name):
+        return name.startswith("newest")
+
+
+class Saves:
+    """Stands for an OnExceptionCheckpoint."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def path_after_exception(self):
+        return self.path
+
+
+class Runs(Logger):
+    """Counts the versions of an experiment, unless its version is given."""
+
+    def __init__(self, save_dir, version=None):
+        super().__init__()
+        self.save_dir, self.given = str(save_dir), version
+
+    save_dir = None
+    name = "logs"
+
+    @property
+    def version(self):
+        assert self.given is not None, "looking takes no version"
+        return self.given
+
+    @property
+    def versions_dir(self):
+        return None if self.given is not None else os.path.join(self.save_dir, self.name)
+
+    def log_metrics(self, *_, **__): ...
+
+    def log_hyperparams(self, *_, **__): ...
+
+
+def touch(path, *, at_s):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    os.utime(path, (at_s, at_s))
+    return str(path)
+
+
 def test_offers_are_what_callbacks_and_files_say(tmp_path):
-    class Ranks:
-        best_model_path = "best.ckpt"
-
-        def folder(self, trainer):
-            return str(tmp_path)
-
-        def find_last_checkpoints(self, trainer):
-            return {str(tmp_path / "last.ckpt"), str(tmp_path / "gone.ckpt")}
-
-    class Saves:
-        def path_after_exception(self):
-            return str(tmp_path / "failed.ckpt")
-
-    for name, age_s in (
-        ("last.ckpt", 100),
-        ("stopped.ckpt", 70),
-        ("failed.ckpt", 50),
-        ("hpc_ckpt_2.ckpt", 0),
-        ("hpc_ckpt_10.ckpt", 10),
-    ):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (10_000 - age_s, 10_000 - age_s))
-    offers = gather_offers([Ranks(), Saves(), object()], root_dir=tmp_path, trainer=None)
+    for at_s, name in enumerate(("newest.ckpt", "stopped.ckpt", "failed.ckpt", "hpc_ckpt_10.ckpt", "hpc_ckpt_2.ckpt")):
+        touch(tmp_path / name, at_s=at_s + 1)
+    callbacks = [Ranks(str(tmp_path), ["best.ckpt", "next.ckpt"]), Saves(tmp_path / "failed.ckpt"), object()]
+    offers = gather_offers(callbacks, root_dir=tmp_path)
     assert list(offers.best) == ["best.ckpt"]
-    assert {os.path.basename(path) for path in offers.last} == {"last.ckpt", "stopped.ckpt", "failed.ckpt"}
+    assert list(offers.next_best) == ["next.ckpt"]
+    assert {os.path.basename(path) for path in offers.last} == {"newest.ckpt", "stopped.ckpt", "failed.ckpt"}
     assert os.path.basename(choose("last", offers).path) == "failed.ckpt"
-    assert offers.hpc == str(tmp_path / "hpc_ckpt_10.ckpt")
+    assert [os.path.basename(path) for path in offers.hpc] == ["hpc_ckpt_10.ckpt", "hpc_ckpt_2.ckpt"]
+    assert os.path.basename(choose("hpc", offers).path) == "hpc_ckpt_10.ckpt"
+    assert os.path.basename(choose("auto", offers).path) == "hpc_ckpt_2.ckpt"
+
+
+def test_a_word_stands_for_several_and_a_path_for_one():
+    offers = Offers(
+        best=["b"], next_best=["c"], last={"m": 2.0, "l": 3.0}, others={"o": 9.0}, earlier={"e": 10.0}, hpc={"h": 1.0}
+    )
+    assert choose("best", offers).candidates == ("b", "c")
+    assert choose("last", offers).candidates == ("l", "m", "o")
+    assert choose("auto", offers).candidates == ("o", "l", "m", "h", "e")
+    assert choose("x.ckpt", offers).candidates == ("x.ckpt",)
+
+
+def test_auto_may_begin_afresh_only_where_something_is_trained():
+    assert choose("auto", Offers()).candidates == ()
+    assert choose("auto", Offers(last={"l": 1.0})).may_begin
+    assert not choose("auto", Offers(last={"l": 1.0}), fits=False).may_begin
+    assert choose("auto", Offers(last={"l": 1.0}), fast_dev_run=True).candidates == ()
+    with pytest.raises(ConfigurationError, match="ckpt_path='auto'"):
+        choose("auto", Offers(), fits=False)
+
+
+def test_a_new_process_looks_into_the_versions_before_its_own(tmp_path):
+    runs = tmp_path / "logs"
+    old = touch(runs / "version_0" / "checkpoints" / "newest.ckpt", at_s=10)
+    new = touch(runs / "version_1" / "checkpoints" / "epoch=0.ckpt", at_s=20)
+    (runs / "version_2").mkdir()
+    offers = gather_offers([Ranks()], root_dir=tmp_path, loggers=[Runs(tmp_path)], wants_best=False)
+    assert (dict(offers.last), dict(offers.others), dict(offers.earlier)) == ({}, {new: 20.0}, {old: 10.0})
+    assert choose("last", offers).path == new
+    assert choose("auto", offers).candidates == (new, old)
+
+
+def test_what_the_user_named_is_all_that_is_looked_at(tmp_path):
+    touch(tmp_path / "logs" / "version_0" / "checkpoints" / "a.ckpt", at_s=10)
+    mine = touch(tmp_path / "logs" / "version_7" / "checkpoints" / "b.ckpt", at_s=5)
+    given = gather_offers([Ranks()], root_dir=tmp_path, loggers=[Runs(tmp_path, 7)], wants_best=False)
+    named = gather_offers([Ranks(str(tmp_path / "elsewhere"))], root_dir=tmp_path, loggers=[Runs(tmp_path)])
+    begun = [Ranks(os.path.dirname(mine))]
+    own = gather_offers(begun, root_dir=tmp_path, loggers=[Runs(tmp_path)], wants_best=False)
+    assert choose("auto", given).candidates == choose("auto", own).candidates == (mine,)
+    assert choose("auto", named).candidates == ()
+
+
+def test_own_extensions_are_checkpoints_too(tmp_path):
+    callback = Ranks(str(tmp_path))
+    callback.FILE_EXTENSION = ".pt"
+    path = touch(tmp_path / "newest.pt", at_s=1)
+    assert choose("last", gather_offers([callback], root_dir=tmp_path)).path == path

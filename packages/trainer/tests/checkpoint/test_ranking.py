@@ -3,7 +3,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulmen.trainer.checkpoint.ranking import Ranking, is_better, worst_possible
+from fulmen.trainer.checkpoint.ranking import Ranking, best_first, is_better, worst_possible
 
 scores = st.floats(allow_nan=True, width=32)
 modes = st.sampled_from(["min", "max"])
@@ -53,3 +53,15 @@ def test_an_equal_score_does_not_push_out():
 
 def test_the_same_path_is_ranked_anew():
     assert Ranking(2, "min", {"a": 1.0, "b": 2.0}).add("a", 3.0).scores == {"b": 2.0, "a": 3.0}
+
+
+@given(st.dictionaries(st.text(max_size=3), scores, min_size=1), modes)
+def test_the_best_come_first_whichever_way_is_good(offered, mode):
+    ranking = Ranking(-1, mode)
+    for path, score in offered.items():
+        ranking = ranking.add(path, score)
+    ordered = best_first(ranking.scores, ranking.best)
+    assert sorted(ordered) == sorted(offered)
+    assert ordered[0] == ranking.best
+    found = [ranking.scores[path] for path in ordered]
+    assert found == sorted(found, reverse=mode == "max")

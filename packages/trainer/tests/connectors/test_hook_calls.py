@@ -25,6 +25,7 @@ def owner(base=LightningModule, **methods):
         {"optimizer_step": lambda self, epoch, batch_idx, made, closure: None},
         {"on_train_start": functools.partial(print, end="")},
         {"on_train_start": None},
+        {"backward": lambda self, loss: None},
     ],
 )
 def test_what_the_run_can_call_is_accepted(methods):

@@ -8,7 +8,7 @@ from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.hooks.table import HOOKS, Listener
 from fulmen.trainer.metrics.log_call import NEVER
 
-ASKED = {"state_dict", "load_state_dict", "generate_state_key"}  # not told
+ASKED = {"state_dict", "load_state_dict", "generate_state_key", "batches_to_a_step"}  # not told
 
 
 def methods(*classes):

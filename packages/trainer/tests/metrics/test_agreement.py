@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 import torchmetrics
 
 from fulmen.fabric.errors import MisconfigurationException
+from fulmen.fabric.gloo_threads import close_group
 from fulmen.trainer.metrics.agreement import Part, join
 from fulmen.trainer.metrics.board import MetricsBoard
 from fulmen.trainer.metrics.log_call import EPOCH, EPOCH_ONLY, STEP
@@ -218,7 +219,7 @@ def one_process(rank, folder):
         "grouped": grouped(rank),
         **{name: disagreement(rank, *case) for name, case in DISAGREEMENTS.items()},
     }
-    dist.destroy_process_group()
+    close_group()
     with open(f"{folder}/{rank}.json", "w") as file:
         json.dump(report, file)
 

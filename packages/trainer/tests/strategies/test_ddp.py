@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from fulmen.fabric.environments.default import LightningEnvironment
+from fulmen.fabric.gloo_threads import close_group
 from fulmen.fabric.registry import Registry
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.data.prepare_loaders import prepare
@@ -84,6 +84,7 @@ def work(rank, port, folder):
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), WORLD_SIZE="2", NODE_RANK="0"
     )
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     torch.set_num_threads(1)
     seen = {}
 
@@ -153,15 +154,15 @@ def work(rank, port, folder):
         seen["sync"] = str(error)
 
     (folder / f"{rank}.json").write_text(json.dumps(seen))
-    torch.distributed.destroy_process_group()
+    close_group()
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # Kept here, so that nobody else can take its port.
+    store = torch.distributed.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    port = store.port
     torch.multiprocessing.start_processes(work, args=(port, folder), nprocs=2, start_method="fork")
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 

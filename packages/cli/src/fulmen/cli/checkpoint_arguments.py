@@ -29,7 +29,7 @@ from fulmen.trainer.core.module import LightningModule
 OPTION = "ckpt_path"
 _MODEL = "model"
 # Names of no file: the run finds what they stand for.
-_NAMES = ("best", "last", "hpc")
+_NAMES = ("auto", "best", "last", "hpc")
 
 
 @dataclass(frozen=True)
@@ -96,19 +96,22 @@ def offer(parser: Any, path: str, given: Any, *, is_fixed: bool) -> None:
 
 
 def offered_by(path: str) -> Offered | None:
-    """The hyperparameters in the file `path`; None if it has none that can be read without running code.
+    """The hyperparameters in the file, or the folder of shards, `path`.
+
+    None if it has none that can be read without running code.
 
     Raises:
         CheckpointError: If it is missing or damaged.
     """
     if path in _NAMES or path.startswith("registry:"):
         return None
-    if is_dir(path):  # shards: their hyperparameters are no file of their own
-        return None
-    if is_local(path) and exists(path):
+    checkpoint: Any
+    if is_dir(path):
+        checkpoint = _plain_of_shards(path)
+    elif is_local(path) and exists(path):
         try:
             # Mapped: of a large file only this is read.
-            checkpoint: Any = torch.load(local_path(path), map_location="cpu", weights_only=True, mmap=True)
+            checkpoint = torch.load(local_path(path), map_location="cpu", weights_only=True, mmap=True)
         except Exception:  # an old format or damage: the other way says which
             checkpoint = _load(path)
     else:
@@ -212,6 +215,14 @@ def _tell(offered: Offered, found: Mapping[str, Any], types: Mapping[str, Any], 
             f"{', '.join(built)} of the model in {offered.path!r} would have to be built. A checkpoint is data, and"
             f" nothing that it names is imported or built. Give it again: --{_MODEL}.{built[0]} CLASS, or in a config."
         )
+
+
+def _plain_of_shards(path: str) -> Any:
+    """What is no tensor in the folder `path`; None if it holds no shards."""
+    from fulmen.fabric.checkpoint_io.sharded import is_sharded
+    from fulmen.fabric.checkpoint_io.sharded_folder import ShardedFolder
+
+    return ShardedFolder(path).plain() if is_sharded(path) else None
 
 
 def _load(path: str) -> Any:

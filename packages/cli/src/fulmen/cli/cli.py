@@ -15,7 +15,7 @@ from fulmen.cli.checkpoint_arguments import mentions_checkpoint, offer
 from fulmen.cli.environment import variable_of
 from fulmen.cli.faults import fault_in_class
 from fulmen.cli.instantiate import HyperparametersGiver
-from fulmen.cli.newest_run import NAMES, find, resolve
+from fulmen.cli.newest_run import NAMES, find, refuse_nothing
 from fulmen.cli.optimizers import (
     LRSchedulerTypeUnion,
     as_description,
@@ -26,7 +26,7 @@ from fulmen.cli.optimizers import (
 from fulmen.cli.parser import LightningArgumentParser, returned_class
 from fulmen.cli.save_config import SaveConfigCallback
 from fulmen.cli.subcommands import InstalledSubcommands, first_line
-from fulmen.fabric.rank_zero import rank_zero_info, rank_zero_warn
+from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.fabric.seeding import max_seed_value, seed_everything
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.datamodule import LightningDataModule
@@ -401,10 +401,7 @@ class LightningCLI:
         arguments = {name: made[name] for name in self._subparsers[subcommand].method_arguments}
         asked = arguments.get(CKPT_PATH)
         if asked in NAMES:
-            found = resolve(self.trainer, asked, subcommand=subcommand)
-            if found is not None:
-                rank_zero_info(f"--ckpt_path {asked} of the newest run: {found}")
-                arguments[CKPT_PATH] = found
+            refuse_nothing(self.trainer, asked, subcommand=subcommand)
         return arguments
 
 

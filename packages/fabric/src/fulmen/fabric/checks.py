@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -12,13 +13,19 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fulmen.fabric.arguments import check_flag
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.rank_zero import rank_zero_warn
 
 
 def check_callbacks(callbacks: Iterable[Any], caller: str) -> None:
-    """Raises ArgumentTypeError for a class in the place of an object."""
+    """Raises ArgumentTypeError for what has no methods of a callback: a class, a number, a text."""
     for callback in callbacks:
+        if isinstance(callback, str | bytes | int | float):
+            raise ArgumentTypeError(
+                f"{caller}(callbacks=...) got {callback!r}, a {type(callback).__name__}. `fabric.call` calls methods of"
+                " callbacks by their names. Pass objects with such methods, as in `callbacks=[MyCallback()]`."
+            )
         if inspect.isclass(callback):
             name = callback.__name__
             raise ArgumentTypeError(
@@ -87,7 +94,7 @@ def check_raw(obj: object) -> None:
         )
 
 
-def check_clipping(module: object, optimizer: object, clip_val: Any, max_norm: Any) -> None:
+def check_clipping(module: object, optimizer: object, clip_val: Any, max_norm: Any, norm_type: Any) -> None:
     """Raises ConfigurationError or ArgumentTypeError unless it is clear what to clip, and how."""
     given = f"fabric.clip_gradients(clip_val={clip_val!r}, max_norm={max_norm!r})"
     if (clip_val is None) == (max_norm is None):
@@ -99,6 +106,11 @@ def check_clipping(module: object, optimizer: object, clip_val: Any, max_norm: A
     if not isinstance(limit, int | float) or isinstance(limit, bool) or math.isnan(limit) or limit < 0:
         raise ConfigurationError(
             f"{given} is no limit. Gradients are brought to this size or below. Pass a number that is not negative."
+        )
+    if not isinstance(norm_type, int | float) or isinstance(norm_type, bool) or not norm_type > 0:
+        raise ConfigurationError(
+            f"fabric.clip_gradients(norm_type={norm_type!r}) is no norm. Its type is a positive number."
+            " Pass 2 for the Euclidean norm, or float('inf') for the largest absolute value."
         )
     if not isinstance(module, nn.Module) or not hasattr(optimizer, "param_groups"):
         raise ArgumentTypeError(
@@ -117,8 +129,32 @@ def check_source(src: object, world_size: int) -> None:
         )
 
 
-def check_metrics(metrics: object) -> None:
-    """Raises ArgumentTypeError for metrics without names."""
+def check_load_flags(method: str, strict: object, weights_only: object) -> None:
+    """Raises ArgumentTypeError for flags that are no bool."""
+    check_flag(f"fabric.{method}", "strict", strict)
+    if weights_only is not None:
+        check_flag(f"fabric.{method}", "weights_only", weights_only)
+
+
+def check_metric_name(name: object) -> None:
+    """Raises ArgumentTypeError for the name of a metric that is none."""
+    if not isinstance(name, str):
+        raise ArgumentTypeError(
+            f"fabric.log({name!r}, ...) got a {type(name).__name__}. Loggers file a metric under its name."
+            " Pass the name first, as in `fabric.log('loss', 0.5)`."
+        )
+
+
+def check_metrics(metrics: object, step: Any) -> None:
+    """Raises ArgumentTypeError for metrics without names, and for a step that is no integer."""
+    if step is not None and not isinstance(step, int):
+        try:
+            operator.index(step)  # of numpy, or a tensor
+        except (TypeError, RuntimeError, ValueError) as error:
+            raise ArgumentTypeError(
+                f"fabric.log_dict(step={step!r}) got a {type(step).__name__}. Loggers order metrics by their step."
+                " Pass an int, or leave it out."
+            ) from error
     if not isinstance(metrics, Mapping) or not all(isinstance(name, str) for name in metrics):
         raise ArgumentTypeError(
             f"fabric.log_dict({metrics!r}) got no metrics by their names. Loggers file each under its name, a str."

@@ -58,3 +58,7 @@ class CheckpointDamagedError(CheckpointError):
 
 class ProcessFailedError(RuntimeError):
     """One of the processes of a run ended with an error, or did not start."""
+
+
+class ProcessHangsError(ProcessFailedError):
+    """A process of a run did not come to a collective within its timeout; the message says where it is."""

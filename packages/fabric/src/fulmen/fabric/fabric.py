@@ -18,13 +18,16 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from fulmen.fabric.accelerators.base import Accelerator
+from fulmen.fabric.arguments import check_flag
 from fulmen.fabric.checks import (
     check_callbacks,
     check_clipping,
     check_differentiable,
     check_hook_name,
     check_launchable,
+    check_load_flags,
     check_loggers,
+    check_metric_name,
     check_metrics,
     check_path,
     check_raw,
@@ -32,8 +35,10 @@ from fulmen.fabric.checks import (
     check_state,
     warn_about_strangers,
 )
+from fulmen.fabric.collectives.tensors import parse_reduce_op
 from fulmen.fabric.data.resumable import ResumableLoader
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, NotLaunchedError
+from fulmen.fabric.flag_meanings import flag_meaning
 from fulmen.fabric.launchers.script import ScriptLauncher
 from fulmen.fabric.loggers.base import Logger
 from fulmen.fabric.rank_zero import rank_zero_warn
@@ -107,7 +112,7 @@ class Fabric:
             "precision": precision,
         }
         caller = type(self).__name__
-        selection = select(**resolve(flags, caller), plugins=plugins, caller=caller)
+        selection = select(**resolve(flags, caller, flag_meaning), plugins=plugins, caller=caller)
         self._strategy = selection.strategy
         self._accelerator = selection.accelerator
         self._precision = selection.precision
@@ -251,6 +256,7 @@ class Fabric:
             NotLaunchedError: `launch` has to be called first.
         """
         self._check_launched("setup")
+        check_flag("fabric.setup", "move_to_device", move_to_device)
         check_wrappable("setup", nn.Module, module)
         check_wrappable("setup", Optimizable, *optimizers)
         warn_about_strangers(module, optimizers)
@@ -325,6 +331,9 @@ class Fabric:
                 "fabric.setup_dataloaders() got no loader. There is nothing to set up."
                 " Pass at least one, as in `fabric.setup_dataloaders(loader)`."
             )
+        check_flag("fabric.setup_dataloaders", "use_distributed_sampler", use_distributed_sampler)
+        check_flag("fabric.setup_dataloaders", "move_to_device", move_to_device)
+        check_flag("fabric.setup_dataloaders", "each_sample_once", each_sample_once)
         check_wrappable("setup_dataloaders", DataLoader, *dataloaders)
         wrapped = [
             self._setup_dataloader(one, use_distributed_sampler, move_to_device, repeats=not each_sample_once)
@@ -377,7 +386,8 @@ class Fabric:
         Returns:
             The norm before clipping, with `max_norm`.
         """
-        check_clipping(unwrap(module), unwrap(optimizer), clip_val, max_norm)
+        check_clipping(unwrap(module), unwrap(optimizer), clip_val, max_norm, norm_type)
+        check_flag("fabric.clip_gradients", "error_if_nonfinite", error_if_nonfinite)
         if clip_val is not None:
             self._strategy.clip_gradients_value(unwrap(module), unwrap(optimizer), clip_val=clip_val)
             return None
@@ -443,6 +453,8 @@ class Fabric:
     def all_reduce(self, data: Any, group: CollectibleGroup | None = None, reduce_op: ReduceOp | None = "mean") -> Any:
         """The data of all processes, reduced to one: "mean" or "sum"."""
         self._check_launched("all_reduce")
+        if isinstance(reduce_op, str):
+            parse_reduce_op(reduce_op)  # refuses an unknown name, also where one process has nothing to reduce
         tensors = convert_to_tensors(data, self.device)
         return map_tensors(tensors, self._strategy.all_reduce, group=group, reduce_op=reduce_op)
 
@@ -453,6 +465,7 @@ class Fabric:
         Args:
             local: The first process of each machine, where machines share no disk.
         """
+        check_flag("fabric.rank_zero_first", "local", local)
         is_first = (self.local_rank if local else self.global_rank) == 0
         if not is_first:
             self.barrier("rank_zero_first")
@@ -474,6 +487,8 @@ class Fabric:
             empty_init: Leave the parameters as the memory was, since a checkpoint will be loaded.
         """
         self._check_launched("init_module")
+        if empty_init is not None:
+            check_flag("fabric.init_module", "empty_init", empty_init)
         return self._strategy.module_init_context(empty_init=empty_init)
 
     def sharded_model(self) -> AbstractContextManager[Any]:
@@ -512,6 +527,7 @@ class Fabric:
             What is in the file besides; all of it without `state`.
         """
         check_path(path, "load")
+        check_load_flags("load", strict, weights_only)
         if state is not None:
             check_state(state, "load")
         unwrapped = None if state is None else {name: unwrap(value) for name, value in state.items()}
@@ -528,17 +544,19 @@ class Fabric:
     ) -> None:
         """Load a file that holds one bare state dict, into a module or an optimizer."""
         check_path(path, "load_raw")
+        check_load_flags("load_raw", strict, weights_only)
         check_raw(unwrap(obj))
         self._strategy.load_checkpoint(path=path, state=unwrap(obj), strict=strict, weights_only=weights_only)
         self.barrier()
 
     def log(self, name: str, value: Any, step: int | None = None) -> None:
         """Send one metric to all loggers."""
+        check_metric_name(name)
         self.log_dict({name: value}, step=step)
 
     def log_dict(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Send metrics to all loggers; tensors become numbers."""
-        check_metrics(metrics)
+        check_metrics(metrics, step)
         if self._loggers:
             scalars = convert_to_scalars(metrics)
             for logger in self._loggers:
@@ -546,8 +564,8 @@ class Fabric:
 
     def call(self, hook_name: str, *args: Any, **kwargs: Any) -> None:
         """Call a method of this name on all callbacks that have it."""
-        is_heard = hook_name in self._unheard_hooks
-        for callback in self._callbacks:
+        is_heard = isinstance(hook_name, str) and hook_name in self._unheard_hooks
+        for callback in self._callbacks if isinstance(hook_name, str) else ():
             hook = getattr(callback, hook_name, None)
             if hook is None:
                 continue

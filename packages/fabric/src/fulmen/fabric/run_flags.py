@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fulmen.fabric.errors import ConfigurationError
@@ -36,18 +36,23 @@ def is_run_by_command() -> bool:
     return VARIABLE in os.environ
 
 
-def resolve(flags: Mapping[str, Any], caller: str = "Fabric") -> dict[str, Any]:
+def resolve(
+    flags: Mapping[str, Any], caller: str = "Fabric", meaning: Callable[[str, Any], Any] | None = None
+) -> dict[str, Any]:
     """The flags that hold: those of the script, filled up with those of the command line.
 
     Args:
         flags: What the script says, by the names in `NOTHING_SAID`.
         caller: Quoted in errors.
+        meaning: Of the name and the value of a flag; what means the same is no contradiction. By default only what is
+            written in the same way means the same.
 
     Raises:
         ConfigurationError: If script and command line say different things.
     """
     if not is_run_by_command():
         return dict(flags)
+    meaning = meaning or _written
     given: dict[str, Any] = json.loads(os.environ[VARIABLE])
     resolved = dict(flags)
     for name, in_script in flags.items():
@@ -55,7 +60,7 @@ def resolve(flags: Mapping[str, Any], caller: str = "Fabric") -> dict[str, Any]:
         is_silent = isinstance(in_script, type(NOTHING_SAID[name])) and in_script == NOTHING_SAID[name]
         if name not in given:
             resolved[name] = _UNLESS_SAID.get(name, in_script) if is_silent else in_script
-        elif is_silent or _written(in_script) == _written(given[name]):
+        elif is_silent or meaning(name, in_script) == meaning(name, given[name]):
             resolved[name] = given[name] if is_silent else in_script
         else:
             option = f"--{name.replace('_', '-')} {given[name]}"
@@ -66,7 +71,7 @@ def resolve(flags: Mapping[str, Any], caller: str = "Fabric") -> dict[str, Any]:
     return resolved
 
 
-def _written(value: Any) -> str:
+def _written(_: str, value: Any) -> str:
     """A flag as one writes it on a command line."""
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fulmen.fabric.arguments import check_flag
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.rank_zero import rank_prefixed_message, rank_zero_info, rank_zero_only, rank_zero_warn
 
@@ -41,6 +42,8 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
         ArgumentTypeError: If the seed is no integer.
         ConfigurationError: If it is out of range, or the environment variable holds no number.
     """
+    check_flag("seed_everything", "workers", workers)
+    check_flag("seed_everything", "verbose", verbose)
     chosen = _seed_of_environment() if seed is None else _as_integer(seed)
     if not min_seed_value <= chosen <= max_seed_value:
         raise ConfigurationError(

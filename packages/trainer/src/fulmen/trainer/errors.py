@@ -13,6 +13,7 @@ from fulmen.fabric.errors import ConfigurationError as ConfigurationError
 from fulmen.fabric.errors import MisconfigurationException as MisconfigurationException
 from fulmen.fabric.errors import MissingPackageError as MissingPackageError
 from fulmen.fabric.errors import ProcessFailedError as ProcessFailedError
+from fulmen.fabric.errors import ProcessHangsError as ProcessHangsError
 
 
 class StopRun(Exception):

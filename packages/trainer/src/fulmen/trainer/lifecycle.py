@@ -13,11 +13,15 @@ import torch
 
 from fulmen.fabric.rank_zero import rank_zero_info
 from fulmen.trainer.checkpoint import restore
+from fulmen.trainer.checkpoint.durable import settle
+from fulmen.trainer.checkpoint.paths import NOTHING, Choice
+from fulmen.trainer.checkpoint.whole import load_whole
 from fulmen.trainer.connectors.callbacks import with_callbacks_of
 from fulmen.trainer.connectors.data import prepare_data
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.errors import InterruptedBySignal, StopRun
 from fulmen.trainer.hooks.table import Listener
+from fulmen.trainer.metrics.merging import share_of
 from fulmen.trainer.optimization.configure import offer_optimizers
 from fulmen.trainer.profilers.base import PassThroughProfiler
 from fulmen.trainer.run.context import RunContext
@@ -42,23 +46,27 @@ class Plan:
         entry: Which entry point was called.
         module: The user's module.
         work: The loop, called when all is set up; its answer is the caller's.
-        ckpt_path: A checkpoint to restore first.
+        choice: The checkpoint to restore first, and what is taken in its place if it is damaged.
         weights_only: As for `torch.load`; None is True.
         load_loops: Takes the saved loops, and what only our checkpoints hold.
         save_stopped: Keeps what a signal has stopped.
+        also_hears: Signals that stop the run beside the usual ones.
         log_dir: Says where reports go; asked in all processes.
         fetch: Brings a checkpoint that is elsewhere here, and says where it is then.
+        take_note: Told which checkpoint the run is restored from; None if from none.
         asks_for_callbacks: Is the module asked for callbacks of its own? Not in a rehearsal.
     """
 
     entry: EntryPoint
     module: LightningModule
     work: Callable[[], Any]
-    ckpt_path: str | None = None
+    choice: Choice = NOTHING
     weights_only: bool | None = None
     load_loops: Callable[[Mapping[str, Any], dict[str, Any]], None] | None = None
     fetch: Callable[[str], str] | None = None
+    take_note: Callable[[str | None], None] | None = None
     save_stopped: Callable[[], None] | None = None
+    also_hears: tuple[int, ...] = ()
     log_dir: Callable[[], str | None] | None = None
     asks_for_callbacks: bool = True
 
@@ -79,7 +87,8 @@ def run(context: RunContext, plan: Plan) -> Any:
     answer: Any = None
     try:
         launcher = context.strategy.launcher
-        passing_on = context.signals.listening(pass_on=launcher.kill if launcher is not None else None)
+        pass_on = launcher.kill if launcher is not None else None
+        passing_on = context.signals.listening(pass_on, also=plan.also_hears)
         with passing_on, _global_settings(context), state.inside(_FIRST_STAGE[plan.entry]):
             answer = _run(context, plan)
             state.status = Status.FINISHED
@@ -90,6 +99,7 @@ def run(context: RunContext, plan: Plan) -> Any:
 
 def _run(context: RunContext, plan: Plan) -> Any:
     answer: Any = None
+    done = _Done()
     with ExitStack() as undo:
         try:
             try:
@@ -99,14 +109,17 @@ def _run(context: RunContext, plan: Plan) -> Any:
             except StopRun:
                 log.info("The run was stopped in good order.")
             context.signals.finish()
-            _end(context, plan)
+            _end(context, plan, done)
         except BaseException as error:
             caught = context.signals.caught
             if caught and isinstance(error, Exception) and _is_consequence(error, context):
                 interruption = ending(caught)
-                _fail(context, plan, interruption)
+                _fail(context, plan, interruption, done)
                 raise interruption from error
-            _fail(context, plan, error)
+            blamed = context.signals.fail(error)
+            _fail(context, plan, blamed or error, done)
+            if blamed is not None:
+                raise blamed from error
             raise
     return answer
 
@@ -126,10 +139,14 @@ def _set_up(context: RunContext, plan: Plan) -> None:
             hooks.callbacks = with_callbacks_of(module, hooks.callbacks)
     hooks.compile()
     strategy.setup_environment()
-    context.signals.stop_with_others(strategy.shared_store(), strategy.global_rank, strategy.world_size)
+    context.signals.stop_with_others(
+        strategy.shared_store(),
+        strategy.global_rank,
+        strategy.world_size,
+        ends_alone=strategy.is_started_by_others,
+    )
     # Read before anything else is done: it may be damaged.
-    path = plan.fetch(plan.ckpt_path) if plan.ckpt_path and plan.fetch is not None else plan.ckpt_path
-    checkpoint = restore.read(context, path, weights_only=plan.weights_only) if path else None
+    path, checkpoint = _read(context, plan)
     if not isinstance(context.profiler, PassThroughProfiler):
         context.profiler.setup(
             stage=entry,
@@ -137,6 +154,7 @@ def _set_up(context: RunContext, plan: Plan) -> None:
             log_dir=plan.log_dir() if plan.log_dir is not None else None,
         )
     prepare_data(hooks, data, module, strategy)
+    _open_loggers(context)
     hooks.setup(stage=str(entry))
     strategy.barrier("setup")
     hooks.compile()  # callbacks may have come or gone in setup
@@ -160,14 +178,39 @@ def _set_up(context: RunContext, plan: Plan) -> None:
         own = restore.own_state(checkpoint)
         restore.restore_training(context, checkpoint, partial(_load_loops, plan, own))
         if own.get("metrics"):
-            metrics.load_state_dict(own["metrics"])
+            metrics.load_state_dict(share_of(own["metrics"], strategy.global_rank, strategy.world_size))
         checkpoint.clear()  # tensors that nobody needs any more
     strategy.barrier("run")
+
+
+def _read(context: RunContext, plan: Plan) -> tuple[str | None, restore.Checkpoint | None]:
+    """Where the checkpoint to restore is, and what is in it; the same in all processes."""
+    path, choice = plan.choice.path, plan.choice
+    checkpoint = None
+    if path is None:
+        return None, None
+    if choice.asked is not None:
+        fits, call = plan.entry is EntryPoint.FIT, f"Trainer.{plan.entry}"
+        path, checkpoint = load_whole(context, choice, fits=fits, weights_only=plan.weights_only, call=call)
+    else:
+        path = plan.fetch(path) if plan.fetch is not None else path
+        checkpoint = restore.read(context, path, weights_only=plan.weights_only)
+    if plan.take_note is not None:
+        plan.take_note(path)
+    return path, checkpoint
 
 
 def _load_loops(plan: Plan, own: dict[str, Any], loops: Mapping[str, Any]) -> None:
     if plan.load_loops is not None:
         plan.load_loops(loops, own)
+
+
+def _open_loggers(context: RunContext) -> None:
+    """Callbacks may read in `setup` where a tracker keeps this run."""
+    for logger in context.metrics.loggers:
+        logger.keep_in(context.settings.default_root_dir)
+        if logger.opens_first:
+            _ = logger.experiment
 
 
 def _introduce(context: RunContext, module: LightningModule) -> None:
@@ -190,17 +233,28 @@ def _hparams_to_log(module: LightningModule, datamodule: Any) -> Mapping[str, An
     return initial or None
 
 
-def _end(context: RunContext, plan: Plan) -> None:
+@dataclass
+class _Done:
+    """What of the end everybody has had a turn in: it comes once, also if somebody failed there."""
+
+    teardown: bool = False
+    finalize: bool = False
+
+
+def _end(context: RunContext, plan: Plan, done: _Done) -> None:
     """The good end."""
     hooks, strategy = context.hooks, context.strategy
+    settle(context)
     strategy.teardown()
     if plan.entry is EntryPoint.FIT:
         hooks.on_fit_end()
-    hooks.teardown(stage=str(plan.entry))
+    done.teardown = True
+    _give_turns(_teardowns(context, plan))
+    settle(context)  # callbacks may have saved or removed one
     context.profiler.describe()
     context.profiler.teardown(stage=plan.entry)
-    for logger in context.metrics.loggers:
-        logger.finalize("success")
+    done.finalize = True
+    context.metrics.outlets.finalize(context.metrics.loggers, "success")
 
 
 def _is_consequence(error: Exception, context: RunContext) -> bool:
@@ -212,30 +266,55 @@ def _is_consequence(error: Exception, context: RunContext) -> bool:
     return context.strategy.world_size > 1 or "DataLoader worker" in str(error)
 
 
-def _fail(context: RunContext, plan: Plan, error: BaseException) -> None:
+def _teardowns(context: RunContext, plan: Plan) -> list[Callable[[], Any]]:
+    groups = (Listener.DATAMODULE, Listener.CALLBACKS, Listener.MODULE)
+    calls = [call for group in groups for call in context.hooks.calls(group, "teardown")]
+    return [partial(call, stage=str(plan.entry)) for call in calls]
+
+
+def _give_turns(calls: list[Callable[[], Any]]) -> None:
+    """Call them all; the first error is raised after that, and those of the others are reported before."""
+    first: BaseException | None = None
+    for call in calls:
+        try:
+            call()
+        except KeyboardInterrupt:  # the second Ctrl-C: at once
+            raise
+        except BaseException as error:
+            if first is None:
+                first = error
+            else:
+                log.exception("While the run ended on %r, this failed too:", first)
+    if first is not None:
+        raise first
+
+
+def _fail(context: RunContext, plan: Plan, error: BaseException, done: _Done) -> None:
     """Tell everybody; what goes wrong now is reported, and hides neither the error nor the others' turn."""
     context.state.status = Status.INTERRUPTED
     hooks = context.hooks
     if isinstance(error, InterruptedBySignal):
         rank_zero_info(f"Ending the run: signal {signal.Signals(error.signum).name} came.")
-    told: list[Callable[[], Any]] = []
+    # An earlier save in the background may have failed, which must not cost the next one.
+    told: list[Callable[[], Any]] = [partial(settle, context)]
     if context.signals.stopped and plan.save_stopped is not None:
         told.append(plan.save_stopped)
     for group in (Listener.CALLBACKS, Listener.DATAMODULE):
         told += [partial(call, error) for call in hooks.calls(group, "on_exception")]
-    told += [partial(logger.finalize, "failed") for logger in context.metrics.loggers]
+    told.append(partial(settle, context))
+    if not done.finalize:
+        told.append(partial(context.metrics.outlets.finalize, context.metrics.loggers, "failed"))
     told.append(partial(context.strategy.on_exception, error))
     told.append(context.strategy.teardown)
-    told += [
-        partial(call, stage=str(plan.entry))
-        for group in (Listener.DATAMODULE, Listener.CALLBACKS, Listener.MODULE)
-        for call in hooks.calls(group, "teardown")
-    ]
+    if not done.teardown:
+        told += _teardowns(context, plan)
     told.append(partial(context.profiler.teardown, stage=plan.entry))
     for call in told:
         try:
             call()
-        except Exception:
+        except KeyboardInterrupt:  # the second Ctrl-C: at once
+            raise
+        except BaseException:
             log.exception("While the run ended on %r, this failed too:", error)
 
 

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fulmen.fabric.launchers.spawn import SpawnLauncher
@@ -28,6 +29,7 @@ class Outcome:
     fit_counts: dict[str, Any]
     callbacks: dict[str, Any]
     shown: dict[str, Any]
+    ckpt_path: str | Path | None
 
 
 def launch(trainer: TrainerProperties, function: Callable[[], Any], module: LightningModule) -> Any:
@@ -77,6 +79,7 @@ def _run_away(trainer: TrainerProperties, function: Callable[[], Any], module: L
         fit_counts=legacy.write_fit(trainer.fit_loop.counts),
         callbacks=callback_states(trainer.context),
         shown=trainer.context.metrics.shown(),
+        ckpt_path=trainer.ckpt_path,
     )
 
 
@@ -92,4 +95,5 @@ def _come_home(trainer: TrainerProperties, module: LightningModule, outcome: Out
         if callback.state_key in outcome.callbacks:
             callback.load_state_dict(outcome.callbacks[callback.state_key])
     context.metrics.show(outcome.shown)
+    trainer.ckpt_path = outcome.ckpt_path
     return outcome.answer

@@ -12,8 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from fulmen.fabric.seeding import isolate_rng
+from fulmen.fabric.strategies.sharded_tensors import split_again
 from fulmen.trainer._typing import Trainer
 from fulmen.trainer.checkpoint.snapshot import Snapshot
 from fulmen.trainer.core.callback import Callback
@@ -92,7 +94,7 @@ def equip(trainer: Trainer, context: RunContext) -> None:
 
 
 @contextmanager
-def leaving_no_trace(run: RunContext, module: object) -> Iterator[None]:
+def leaving_no_trace(run: RunContext, module: nn.Module) -> Iterator[None]:
     """Afterwards, on errors too, module, datamodule, loaders and random numbers are as before.
 
     Args:
@@ -100,11 +102,13 @@ def leaving_no_trace(run: RunContext, module: object) -> Iterator[None]:
         module: The user's module.
     """
     given = [source.value for source in run.data.sources.values()]
+    split_again(module)  # what was gathered for one forward lies in memory that the next one takes
     kept = Snapshot(module, run.data.datamodule, run.strategy.optimizers, run.strategy.precision_plugin, given)
     with isolate_rng():
         try:
             yield
         finally:
+            split_again(module)
             kept.put_back()
 
 

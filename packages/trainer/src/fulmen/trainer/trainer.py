@@ -1,6 +1,5 @@
 """Trainer: flags in; fit, validate, test and predict out."""
 
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -13,12 +12,15 @@ from fulmen.fabric.accelerators.base import Accelerator
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
 from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.precision.base import Precision
-from fulmen.fabric.rank_zero import rank_zero_info, rank_zero_warn
+from fulmen.fabric.rank_zero import rank_zero_info
 from fulmen.trainer import lifecycle
 from fulmen.trainer.checkpoint.dump import dump
-from fulmen.trainer.checkpoint.fetch import check_registry, fetch, is_registry
-from fulmen.trainer.checkpoint.paths import check_exists, choose, gather_offers, stopped_path
+from fulmen.trainer.checkpoint.durable import after_save
+from fulmen.trainer.checkpoint.fetch import check_default, fetch
+from fulmen.trainer.checkpoint.paths import stopped_path
+from fulmen.trainer.checkpoint.requeue import Requeue
 from fulmen.trainer.connectors.callbacks import choose_callbacks
+from fulmen.trainer.connectors.checkpoint import choose_checkpoint
 from fulmen.trainer.connectors.checks import check_entry_point, check_module, check_path
 from fulmen.trainer.connectors.data import attach_data
 from fulmen.trainer.connectors.devices import choose_strategy
@@ -68,7 +70,8 @@ PrecisionFlag = Literal[64, 32, 16] | PrecisionName | Literal["64", "32", "16", 
 class Trainer(TrainerProperties):
     """Runs a LightningModule: `fit` trains it, `validate` and `test` measure it, `predict` asks it.
 
-    An argument that is not passed is taken from the environment, where `PL_TRAINER_` and its name are set.
+    An argument that is not passed is taken from the environment, where `FULMEN_TRAINER_` and its name are set, or
+    `PL_TRAINER_` and its name.
 
     Args:
         accelerator: Kind of hardware: "cpu", "gpu", "cuda", "mps", "auto", or an Accelerator.
@@ -103,7 +106,7 @@ class Trainer(TrainerProperties):
         benchmark: Let cuDNN choose the fastest convolution.
         inference_mode: Evaluate in `torch.inference_mode` rather than `no_grad`.
         use_distributed_sampler: Give each process its share of the data.
-        profiler: "simple", "advanced", "pytorch", or a Profiler.
+        profiler: "simple", "advanced", "pytorch", "xla", or a Profiler.
         detect_anomaly: Let autograd look for NaN in backward; slow.
         barebones: Leave out all that costs time beside the steps.
         plugins: Precision, cluster environment, checkpoint IO, layer sync.
@@ -203,7 +206,7 @@ class Trainer(TrainerProperties):
             plugins=plugins,
             sync_batchnorm=sync_batchnorm,
         )
-        metrics = MetricsBoard(choose_loggers(logger, settings))
+        metrics = MetricsBoard(choose_loggers(logger, settings), settings.default_root_dir)
         metrics.muted = "barebones=True" if barebones else None
         timing = choose_profiler(profiler, barebones=barebones)
         chosen = choose_callbacks(
@@ -213,8 +216,9 @@ class Trainer(TrainerProperties):
             enable_progress_bar=enable_progress_bar,
             enable_model_summary=enable_model_summary,
         )
-        self.model_registry = model_registry
+        self.model_registry = check_default(model_registry)
         self._ckpt_path = None
+        self._requeue = Requeue.of(self._selection.environment)
         context = RunContext(
             settings=settings,
             state=RunState(),
@@ -245,7 +249,9 @@ class Trainer(TrainerProperties):
             train_dataloaders: A DataLoader, or a list or dict of them; or a datamodule.
             val_dataloaders: The same for validation.
             datamodule: Gives the loaders, in their place.
-            ckpt_path: Go on from this checkpoint; "best", "last" and "hpc" stand for the one that was kept.
+            ckpt_path: Go on from this checkpoint; "best", "last" and "hpc" stand for one that was kept, and "auto" for
+                the newest, or for a fresh start where there is none. Earlier runs count too. One that is damaged is
+                passed over.
             weights_only: As for `torch.load`; None is True. False runs code from the file.
         """
         self.should_stop = False
@@ -266,7 +272,7 @@ class Trainer(TrainerProperties):
         Args:
             model: The module; None is that of the last run.
             dataloaders: A DataLoader, or a list or dict of them; or a datamodule.
-            ckpt_path: Load these weights first; "best", "last" and "hpc" as in `fit`.
+            ckpt_path: Load these weights first; "best", "last", "hpc" and "auto" as in `fit`.
             verbose: Print the results as a table?
             datamodule: Gives the loaders, in their place.
             weights_only: As in `fit`.
@@ -324,6 +330,8 @@ class Trainer(TrainerProperties):
     ) -> None:
         """Save all that is needed to go on from here; every process must call it.
 
+        With `plugins=[AsyncCheckpointIO()]`, a run goes on while it is written; callbacks hear `on_checkpoint_saved`.
+
         Args:
             filepath: Where to; local or remote.
             weights_only: Leave out optimizers, schedulers and callbacks?
@@ -338,16 +346,7 @@ class Trainer(TrainerProperties):
                 f"Trainer.save_checkpoint({str(filepath)!r}) has nothing to save."
                 " No module has been run by this Trainer. Call fit, validate, test or predict first."
             )
-        checkpoint = dump(
-            self.context,
-            loops=self._loop_states(),
-            epoch=self.current_epoch,
-            global_step=self.global_step,
-            weights_only=bool(weights_only),
-            position=self.fit_loop.position if self.state.fn is EntryPoint.FIT and not weights_only else None,
-        )
-        self.strategy.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
-        self.strategy.barrier("save_checkpoint")
+        self._save(self._dump(weights_only=bool(weights_only)), filepath, storage_options)
 
     def init_module(self, empty_init: bool | None = None) -> AbstractContextManager[Any]:
         """A context in which a module is built on the device and in the precision of this Trainer at once.
@@ -405,47 +404,53 @@ class Trainer(TrainerProperties):
         attach_data(self.context.data, module, entry, loaders, datamodule)
         check_entry_point(module, self.context.data, entry, self.settings)
         tell_of_run(self.settings, entry, module, self.callbacks)
-        path = self._choose_checkpoint(entry, ckpt_path, model_given=model is not None)
-        self._ckpt_path = path
+        is_given = model is not None
+        choice = choose_checkpoint(self, entry, ckpt_path, model_given=is_given, requeue=self._requeue)
+        self._ckpt_path = choice.path
         self.fit_loop.restored = None  # an earlier run may have failed before it went on from its checkpoint
-        plan = lifecycle.Plan(entry, module, work, path, weights_only, self._load_loops)
-        plan = replace(plan, fetch=self._fetch_checkpoint, save_stopped=self._save_stopped, log_dir=self._find_log_dir)
+        plan = lifecycle.Plan(entry, module, work, choice, weights_only, self._load_loops)
+        plan = replace(plan, save_stopped=self._save_stopped, log_dir=self._find_log_dir)
+        plan = replace(plan, also_hears=() if self._requeue is None else (self._requeue.signum,))
+        plan = replace(plan, fetch=self._fetch_checkpoint, take_note=partial(setattr, self, "ckpt_path"))
         return launch(self, partial(lifecycle.run, self.context, plan), module)
 
-    def _choose_checkpoint(self, entry: EntryPoint, asked: str | Path | None, *, model_given: bool) -> str | None:
-        call = f"Trainer.{entry}"
-        choice = choose(
-            None if asked is None else os.fspath(asked),
-            gather_offers(self.callbacks, root_dir=self.default_root_dir, trainer=self),
-            call=call,
-            fits=entry is EntryPoint.FIT,
-            model_given=model_given or self.lightning_module is None or self.checkpoint_callback is None,
-            fast_dev_run=bool(self.fast_dev_run),
-        )
-        if choice.warning:
-            rank_zero_warn(choice.warning)
-        if is_registry(choice.path):
-            check_registry(str(choice.path), self.model_registry)
-        elif choice.path is not None:
-            check_exists(choice.path, call=call)
-        return choice.path
-
     def _fetch_checkpoint(self, path: str) -> str:
-        self._ckpt_path = fetch(path, self)
-        return self._ckpt_path
+        return fetch(path, self)
 
     def _find_log_dir(self) -> str | None:
         return self.log_dir
 
+    def _dump(self, *, weights_only: bool) -> dict[str, Any]:
+        return dump(
+            self.context,
+            loops=self._loop_states(),
+            epoch=self.current_epoch,
+            global_step=self.global_step,
+            weights_only=weights_only,
+            position=self.fit_loop.position if self.state.fn is EntryPoint.FIT and not weights_only else None,
+        )
+
+    def _save(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        self.strategy.save_checkpoint(checkpoint, path, storage_options=storage_options)
+        self.strategy.barrier("save_checkpoint")
+        after_save(self.context, path)
+
     def _save_stopped(self) -> None:
-        """Keep the fit that a signal has stopped, unless the user wants no checkpoints."""
-        if self.state.fn is not EntryPoint.FIT or self.fast_dev_run or not self.fit_loop.has_begun:
-            return
-        path = stopped_path(self.callbacks, trainer=self)
-        if path is None:
-            return
-        self.save_checkpoint(path)
-        rank_zero_info(f"Saved to {path}. Trainer.fit(..., ckpt_path={path!r}), or 'last', goes on from there.")
+        """Keep the fit that a signal has stopped, and put a SLURM job back into the queue if that was its signal."""
+        keeps = self.state.fn is EntryPoint.FIT and not self.fast_dev_run and self.fit_loop.has_begun
+        requeue = self._requeue
+        if requeue is not None and self.context.signals.caught == requeue.signum:
+            if keeps:
+                hpc_path = self.strategy.broadcast(requeue.next_path(self.default_root_dir))
+                checkpoint = self._dump(weights_only=False)
+                requeue.mark(checkpoint)
+                self._save(checkpoint, hpc_path)
+                rank_zero_info(f"Saved to {hpc_path}.")
+            if self.is_global_zero:
+                requeue.put_back()
+        elif keeps and (path := stopped_path(self.callbacks, trainer=self)) is not None:
+            self.save_checkpoint(path)
+            rank_zero_info(f"Saved to {path}. Trainer.fit(..., ckpt_path={path!r}), or 'last', goes on from there.")
 
     def _loop_states(self) -> dict[str, Any]:
         return {

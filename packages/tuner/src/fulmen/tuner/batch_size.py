@@ -54,7 +54,7 @@ class BatchSizeOptions:
         if self.mode not in MODES:
             raise ConfigurationError(
                 f"{self.call}(mode={self.mode!r}) is unknown. The batch size is doubled until memory runs out"
-                " ('power'), and then perhaps bisected ('binsearch'). Pass one of these two."
+                " ('power'), or the limit is found exactly by bisecting ('binsearch'). Pass one of these two."
             )
         for name in ("steps_per_trial", "init_val", "max_trials", "max_val"):
             value = getattr(self, name)

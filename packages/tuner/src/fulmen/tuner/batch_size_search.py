@@ -1,7 +1,8 @@
-"""Which batch size to try next: double until it fails, then, if exactness is wanted, bisect.
+"""Which batch size to try next: double until it fails; or, if exactness is wanted, bisect, first between octaves.
 
-Numbers in, numbers out: knows no memory, no loader, no trainer. Sizes are doubled, not squared, on the way up: a trial
-asks for at most twice the memory that is there.
+Numbers in, numbers out: knows no memory, no loader, no trainer. Doubling asks for at most twice the memory that is
+there, and needs log2(range) trials. Finding the limit exactly as well would need as many again; bisecting the octaves
+(1, 2, 4, 8, ... times the first size) needs log2(log2(range)) of them, and then log2(range) within the last one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ class BatchSizeSearch:
     Attributes:
         initial: The first size to try.
         ceiling: Larger ones are not wanted.
-        bisects: Find the largest size that fits exactly? Else the largest on the way of doubling or halving.
+        bisects: Find the largest size that fits exactly? It takes log2(ceiling) + log2(log2(ceiling)) + 3 trials at
+            most. Else the largest on the way of doubling or halving, in log2(ceiling) + 2.
         max_trials: So many are made at most.
         fits: The largest size known to fit; 0: none.
         fails: The smallest size known to fail; None: none.
@@ -41,11 +43,23 @@ class BatchSizeSearch:
         """The size to try next; None: the search is over."""
         if self.num_trials >= self.max_trials or self.fits >= self.ceiling:
             return None
-        if self.fails is None:
-            return min(self.fits * 2 or self.initial, self.ceiling)
-        if self.fails - self.fits <= 1 or (self.fits and not self.bisects):
+        if not self.trials:
+            return min(self.initial, self.ceiling)
+        if self.fails is not None and (self.fails - self.fits <= 1 or (self.fits and not self.bisects)):
             return None
+        if self.bisects and self.fits:
+            return self._between_octaves()
+        if self.fails is None:
+            return min(self.fits * 2, self.ceiling)
         return (self.fits + self.fails) // 2
+
+    def _between_octaves(self) -> int:
+        end = self.ceiling + 1 if self.fails is None else self.fails
+        octaves = ((end - 1) // self.fits).bit_length()  # the fewest doublings of what fits that reach the end
+        if octaves > 1:
+            return self.fits << (octaves // 2)
+        # If all that is wanted fits, one trial tells.
+        return self.ceiling if self.fails is None else (self.fits + self.fails) // 2
 
     def after(self, size: int, *, fits: bool) -> BatchSizeSearch:
         """What is known when `size` has been tried."""

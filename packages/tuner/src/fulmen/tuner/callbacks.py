@@ -103,7 +103,7 @@ class BatchSizeFinder(Callback):
     A subclass may call `scale_batch_size` at other times, such as the beginning of an epoch.
 
     Args:
-        mode: "power": double while it fits; "binsearch": then bisect.
+        mode: "power": double while it fits; "binsearch": bisect to the exact limit, with larger jumps at first.
         steps_per_trial: Batches that every size must survive.
         init_val: The first size.
         max_trials: So many sizes are tried at most.

@@ -1,11 +1,13 @@
 """Tuner: a learning rate and a batch size, before the run that needs them."""
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.rank_zero import rank_zero_info
+from fulmen.fabric.strategies.sharded_tensors import is_split
 from fulmen.trainer import lifecycle
 from fulmen.trainer.connectors.checks import check_entry_point, check_module
 from fulmen.trainer.connectors.data import attach_data
@@ -136,7 +138,7 @@ class Tuner:
             train_dataloaders, val_dataloaders, dataloaders: A datamodule, or nothing: loaders must be made anew.
             datamodule: Gives the loaders; else the module does.
             method: Which entry point the size is for.
-            mode: "power": double while it fits; "binsearch": then bisect.
+            mode: "power": double while it fits; "binsearch": bisect to the exact limit, with larger jumps at first.
             steps_per_trial: Batches that every size must survive.
             init_val: The first size.
             max_trials: So many sizes are tried at most.
@@ -192,6 +194,9 @@ class Tuner:
         """What `work` finds out on a copy of the Trainer, set up for `model` as for `entry`."""
         trial = trial_of(self._trainer)
         run = trial.context
+        if run.strategy.shards_parameters and not is_split(model):
+            # Once split, a module stays split. What is large comes from `configure_model`, and so is not there yet.
+            model = deepcopy(model)
         attach_data(run.data, model, entry, loaders, datamodule)
         check_entry_point(model, run.data, entry, run.settings)
         plan = lifecycle.Plan(entry, model, partial(work, trial), asks_for_callbacks=False)

@@ -38,9 +38,9 @@ def find_usable_cuda_devices(num_devices: int = -1) -> list[int]:
         HardwareError: If there are fewer, or fewer are free.
     """
     visible = num_cuda_devices()
-    if num_devices < -1:
+    if not isinstance(num_devices, int) or isinstance(num_devices, bool) or num_devices < -1:
         raise ConfigurationError(
-            f"find_usable_cuda_devices({num_devices}) is no number of GPUs. It must be 0 or more, or -1 for all."
+            f"find_usable_cuda_devices({num_devices!r}) is no number of GPUs. It must be 0 or more, or -1 for all."
             " Pass -1 to find every GPU that is free."
         )
     if num_devices > visible:

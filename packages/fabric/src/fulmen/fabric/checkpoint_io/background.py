@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from fulmen.fabric.arguments import check_function
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
 from fulmen.fabric.checkpoint_io.ranks import Ranks
 from fulmen.fabric.checkpoint_io.safe import CANNOT_PICKLE, cannot_be_saved
@@ -17,6 +18,8 @@ from fulmen.fabric.checkpoint_io.staging import Staging
 from fulmen.fabric.checkpoint_io.wrapper import WrappingCheckpointIO
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.types import PathLike
+
+_OF_THIS_PROCESS = ("_staging", "_state", "_jobs", "_thread", "_failure", "_durable", "_groups")
 
 
 class AsyncCheckpointIO(WrappingCheckpointIO):
@@ -38,7 +41,11 @@ class AsyncCheckpointIO(WrappingCheckpointIO):
         self, checkpoint_io: CheckpointIO | None = None, on_durable: Callable[[PathLike], Any] | None = None
     ) -> None:
         super().__init__(checkpoint_io)
+        check_function(self, "on_durable", on_durable, "It is called with the path of each checkpoint on the disk.")
         self.on_durable = on_durable
+        self._begin_idle()
+
+    def _begin_idle(self) -> None:
         self._staging = Staging()
         self._state = threading.Condition()
         self._jobs: deque[Callable[[], None]] = deque()
@@ -46,6 +53,14 @@ class AsyncCheckpointIO(WrappingCheckpointIO):
         self._failure: BaseException | None = None
         self._durable: list[PathLike] = []
         self._groups: dict[Any, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process has its own thread and its own copy; what is under way here stays here.
+        return {name: value for name, value in self.__dict__.items() if name not in _OF_THIS_PROCESS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin_idle()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: PathLike, storage_options: Any | None = None) -> None:
         """Copy `checkpoint`, and write it to `path` in the background.
@@ -97,8 +112,21 @@ class AsyncCheckpointIO(WrappingCheckpointIO):
 
     def remove_checkpoint(self, path: PathLike) -> None:
         """Remove a checkpoint, after the saves before have succeeded; if one fails, it stays."""
+        self.after_saves(lambda: super(AsyncCheckpointIO, self).remove_checkpoint(path))
+
+    @property
+    def saves_in_background(self) -> bool:
+        """True."""
+        return True
+
+    def after_saves(self, job: Callable[[], None]) -> None:
+        """Call `job` in the thread, after the saves before have succeeded; if one fails, it is not called.
+
+        Raises:
+            CheckpointError: Or whatever the background save has failed with.
+        """
         self._raise_failure()
-        self._submit(lambda: super(AsyncCheckpointIO, self).remove_checkpoint(path))
+        self._submit(job)
 
     def poll(self) -> list[PathLike]:
         """The checkpoints that have come to the disk since the last call. Waits for nothing.
@@ -148,11 +176,16 @@ class AsyncCheckpointIO(WrappingCheckpointIO):
 
     def _submit(self, job: Callable[[], None]) -> None:
         with self._state:
-            self._jobs.append(job)
-            if self._thread is None:
+            # What comes before may have failed since the caller asked: then this must not be done.
+            is_taken = self._failure is None
+            if is_taken:
+                self._jobs.append(job)
+            if is_taken and self._thread is None:
                 # Not a daemon: the process does not end before it has.
                 self._thread = threading.Thread(target=self._work, name="fulmen-save", daemon=False)
                 self._thread.start()
+        if not is_taken:
+            self._raise_failure()
 
     def _work(self) -> None:
         while True:

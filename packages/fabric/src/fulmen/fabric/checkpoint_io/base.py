@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from fulmen.fabric.types import PathLike
@@ -54,6 +55,34 @@ class CheckpointIO(ABC):
         from fulmen.fabric.checkpoint_io.sharded import load_sharded
 
         load_sharded(path, state, process_group=process_group)
+
+    @property
+    def saves_in_background(self) -> bool:
+        """Does a save return before the checkpoint is on the disk? Then `poll`, `wait` and `after_saves` say more."""
+        return False
+
+    def poll(self) -> list[PathLike]:
+        """The checkpoints of background saves that have come to the disk since the last call. Waits for nothing.
+
+        Raises:
+            CheckpointError: Or whatever a save in the background has failed with.
+        """
+        return []
+
+    def wait(self) -> None:
+        """Wait until every checkpoint that was begun is on the disk.
+
+        Raises:
+            CheckpointError: Or whatever a save in the background has failed with.
+        """
+        return None
+
+    def after_saves(self, job: Callable[[], None]) -> None:
+        """Call `job` once every checkpoint that was begun is on the disk: now, unless saves go on in the background.
+
+        If one of them fails, it is not called.
+        """
+        job()
 
     def teardown(self) -> None:
         """Finish what is going on in the background, before the process ends."""

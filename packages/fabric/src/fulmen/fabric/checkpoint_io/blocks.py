@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from threading import Thread
 from typing import IO, Any
 
+from fulmen.fabric.checkpoint_io.linux_calls import give_pages
 from fulmen.fabric.checkpoint_io.manifest import (
     ARCHIVE_END_NUM_BYTES,
     BLOCK_NUM_BYTES,
@@ -247,21 +248,15 @@ class BlockReader:
         return block
 
 
-class Window(io.RawIOBase):
-    """A piece of a file, as a file: what `torch.load` takes.
+class _Seekable(io.RawIOBase):
+    """What `torch.load` takes: a file that can be read from any place.
 
     Args:
-        reader: The file.
-        start: Where the piece begins.
-        length: How long it is.
+        length: Where its end is.
     """
 
-    def __init__(self, reader: BlockReader, start: int, length: int) -> None:
+    def __init__(self, length: int) -> None:
         super().__init__()
-        if start + length > reader.num_bytes:
-            raise DamagedBlockError(f"it ends before byte {start + length}")
-        self._reader = reader
-        self._start = start
         self._length = length
         self._at = 0
 
@@ -274,18 +269,39 @@ class Window(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """The place in the piece."""
+        """The place where it is read next."""
         return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place in the piece."""
+        """Go to a place."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence]
         self._at = max(0, base + offset)
         return self._at
 
+    def _rest(self, buffer: Any) -> memoryview:
+        """What of `buffer` can be filled before the end."""
+        return memoryview(buffer).cast("B")[: max(0, self._length - self._at)]
+
+
+class Window(_Seekable):
+    """A piece of a file, as a file: what `torch.load` takes.
+
+    Args:
+        reader: The file.
+        start: Where the piece begins.
+        length: How long it is.
+    """
+
+    def __init__(self, reader: BlockReader, start: int, length: int) -> None:
+        super().__init__(length)
+        if start + length > reader.num_bytes:
+            raise DamagedBlockError(f"it ends before byte {start + length}")
+        self._reader = reader
+        self._start = start
+
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer`; less only at the end of the piece."""
-        view = memoryview(buffer).cast("B")[: max(0, self._length - self._at)]
+        view = self._rest(buffer)
         done = self._reader.read_into(self._start + self._at, view)
         self._at += done
         return done
@@ -308,7 +324,7 @@ def read_whole(file: IO[bytes], target: memoryview) -> int:
     return done
 
 
-class VerifyingFile(io.RawIOBase):
+class VerifyingFile(_Seekable):
     """A sealed file for `torch.load`, digested while it is read: the bytes go into their place and are read once.
 
     Args:
@@ -319,37 +335,17 @@ class VerifyingFile(io.RawIOBase):
     """
 
     def __init__(self, file: IO[bytes], digests: Digests, num_bytes: int, *, is_local: bool) -> None:
-        super().__init__()
+        super().__init__(num_bytes)
         self._file = file
         self._digests = digests
-        self._num_bytes = num_bytes
         self._digester = BlockDigester(digests.block_num_bytes)
         self._fill = self._pread if is_local and hasattr(os, "preadv") else None
-        self._at = 0
         # What came in the way of reading: torch hides what a file raises.
         self.failure: OSError | None = None
 
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def seekable(self) -> bool:
-        """Always."""
-        return True
-
-    def tell(self) -> int:
-        """The place in the file."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._num_bytes}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer`, and digest what comes next in the file; what is read again, or far ahead, is not digested."""
-        view = memoryview(buffer).cast("B")[: max(0, self._num_bytes - self._at)]
+        view = self._rest(buffer)
         gap = self._at - self._digester.num_bytes
         try:
             if 0 <= gap <= _WORTH_A_THREAD and self._at + len(view) <= self._digests.num_bytes:
@@ -394,6 +390,8 @@ class VerifyingFile(io.RawIOBase):
 
     def _pread(self, view: memoryview, at: int) -> None:
         descriptor = self._file.fileno()
+        # torch has just asked for this memory; getting its pages by faults is a tenth of what a verified load costs.
+        give_pages(view)
         while len(view):
             count = os.preadv(descriptor, [view], at)
             if count == 0:

@@ -81,7 +81,7 @@ def newest_checkpoint(candidates: Iterable[PathLike]) -> Newest:
         candidates: Their paths. The newest is that which was written last; of equally old ones, the last by name.
     """
     paths = [os.fspath(path) for path in candidates]
-    newest_first = sorted(paths, key=lambda path: (_written_at(path), path), reverse=True)
+    newest_first = sorted(paths, key=lambda path: (written_at(path), path), reverse=True)
     return Newest(*newest_that_verifies(newest_first, checkpoint_damage))
 
 
@@ -99,7 +99,8 @@ def set_aside(path: PathLike) -> str:
     return aside
 
 
-def _written_at(path: str) -> float:
+def written_at(path: str) -> float:
+    """When a checkpoint, file or folder, was written, in seconds; 0 if that cannot be known."""
     file = join(path, METADATA) if is_sharded(path) else path
     try:
         if is_local(file):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from fulmen.fabric.arguments import check_part
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
 from fulmen.fabric.types import PathLike
 
@@ -16,6 +18,7 @@ class WrappingCheckpointIO(CheckpointIO):
     """
 
     def __init__(self, checkpoint_io: CheckpointIO | None = None) -> None:
+        check_part(self, "checkpoint_io", checkpoint_io, method="save_checkpoint", kind="CheckpointIO")
         self._checkpoint_io = checkpoint_io
 
     @property
@@ -52,6 +55,23 @@ class WrappingCheckpointIO(CheckpointIO):
     def load_sharded(self, path: PathLike, state: dict[str, Any], *, process_group: Any | None = None) -> None:
         """As that of the wrapped one."""
         self.checkpoint_io.load_sharded(path, state, process_group=process_group)
+
+    @property
+    def saves_in_background(self) -> bool:
+        """As that of the wrapped one."""
+        return self.checkpoint_io.saves_in_background
+
+    def poll(self) -> list[PathLike]:
+        """As that of the wrapped one."""
+        return self.checkpoint_io.poll()
+
+    def wait(self) -> None:
+        """As that of the wrapped one."""
+        self.checkpoint_io.wait()
+
+    def after_saves(self, job: Callable[[], None]) -> None:
+        """As that of the wrapped one."""
+        self.checkpoint_io.after_saves(job)
 
     def teardown(self) -> None:
         """As that of the wrapped one."""

@@ -9,6 +9,7 @@ import atexit
 import faulthandler
 import os
 import sys
+import weakref
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final
@@ -18,6 +19,7 @@ import torch.distributed as dist
 
 from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.errors import ConfigurationError
+from fulmen.fabric.gloo_threads import close_group
 
 default_pg_timeout: Final = timedelta(seconds=1800)
 
@@ -32,6 +34,8 @@ class _Opened:
 
     num_groups = 0
     num_connections = 0
+    last: weakref.ref[Any] | None = None
+    pid = 0  # of the process that opened the last one
 
 
 def is_initialized() -> bool:
@@ -106,6 +110,7 @@ def init_distributed(
         atexit.register(close)
         _end_soon_after_errors()
     _Opened.num_groups += 1
+    _Opened.last, _Opened.pid = weakref.ref(dist.group.WORLD), os.getpid()
 
 
 def _meet(environment: ClusterEnvironment, rank: int, timeout: timedelta) -> Any:
@@ -143,9 +148,15 @@ def shared_store() -> Any:
 
 
 def close() -> None:
-    """Close the process group, if there is one."""
-    if is_initialized():
-        dist.destroy_process_group()
+    """Close the process group, if there is one. A process that was forked since it was opened leaves it alone."""
+    # A fork has none of the group's threads, and would wait for them.
+    if not _is_inherited():
+        close_group()
+
+
+def _is_inherited() -> bool:
+    last = _Opened.last() if _Opened.last is not None else None
+    return last is not None and last is dist.group.WORLD and _Opened.pid != os.getpid()
 
 
 def barrier(device: torch.device | None = None) -> None:

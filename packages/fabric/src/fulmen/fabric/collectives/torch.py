@@ -15,6 +15,7 @@ from torch import Tensor
 from fulmen.fabric.collectives.base import Collective
 from fulmen.fabric.collectives.tensors import parse_reduce_op
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, NotLaunchedError
+from fulmen.fabric.gloo_threads import close_group
 from fulmen.fabric.types import CollectibleGroup, ReduceOp
 
 
@@ -85,8 +86,8 @@ class TorchCollective(Collective):
         if cast(object, self._group) is dist.GroupMember.NON_GROUP_MEMBER:
             self._group = None
         super().teardown()
-        if self.manages_default_group and self.is_initialized():
-            dist.destroy_process_group()
+        if self.manages_default_group:
+            close_group()
         self.manages_default_group = False
         return self
 

@@ -72,12 +72,19 @@ class Position:
         batch: Batches that each process has been given since.
         world_size: The number of processes.
         batch_size: Units in one batch of one process.
+        before: Batches that each process had been given before `start`: loops count on.
     """
 
     start: int = 0
     batch: int = 0
     world_size: int = 1
     batch_size: int = 1
+    before: int = 0
+
+    @property
+    def number(self) -> int:
+        """Batches that each process has been given in this epoch."""
+        return self.before + self.batch
 
     @property
     def units_done(self) -> int:
@@ -91,4 +98,19 @@ class Position:
         """
         if (world_size, batch_size) == (self.world_size, self.batch_size):
             return self
-        return Position(self.units_done, 0, world_size, batch_size)
+        return Position(self.units_done, 0, world_size, batch_size, self.number)
+
+    def length(
+        self, num_units: int, rank: int, *, drop_last: bool = False, repeats: bool = True, whole_batches: bool = False
+    ) -> int:
+        """How many batches process `rank` is given in this epoch, those before `start` included.
+
+        Args:
+            num_units: Units of the whole epoch.
+            rank: The process.
+            drop_last, repeats: As for `deal`.
+            whole_batches: Is a last batch that is not full left out?
+        """
+        left = max(num_units - self.start, 0)
+        share = share_length(left, rank, self.world_size, drop_last=drop_last, repeats=repeats)
+        return self.before + (share // self.batch_size if whole_batches else -(-share // self.batch_size))

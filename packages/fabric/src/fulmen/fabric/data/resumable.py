@@ -8,21 +8,15 @@ A loader, dataset or sampler with `state_dict` and `load_state_dict` keeps its o
 
 from __future__ import annotations
 
-import copy
-from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-import torch
-from torch.utils.data import BatchSampler, DataLoader
-
 from fulmen.fabric.data.generators import GlobalGenerators, generator_state
-from fulmen.fabric.data.length import is_map_loader, sized_len
+from fulmen.fabric.data.length import sized_len
+from fulmen.fabric.data.one_pass import Pass
 from fulmen.fabric.data.parts import (
     generators_of,
-    is_sharded,
     iterates_as_torch,
     keeps_state,
     loader_parts,
@@ -31,27 +25,13 @@ from fulmen.fabric.data.parts import (
     stateful_parts,
 )
 from fulmen.fabric.data.position import Position, check_rank
-from fulmen.fabric.data.samplers import IndexPass, PositionedBatches, ShardedSampler, replay, under_rng
+from fulmen.fabric.data.samplers import IndexPass, replay, under_rng
+from fulmen.fabric.data.viewed import LoaderView, not_dealt_anew, replayed
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
+from fulmen.fabric.rank_zero import warn_once
 from fulmen.fabric.seeding import derive_seed
 
-
-@dataclass(slots=True)
-class _Pass:
-    """One iteration over the loader: how it began, and how far it is."""
-
-    epoch: int
-    start: int
-    is_dealt: bool
-    order_rng: dict[str, Any] | None
-    reuses_workers: bool
-    rng: dict[str, Any] | GlobalGenerators
-    generators: list[Any]
-    stateful: dict[str, Any]
-    given: int = 0
-    is_finished: bool = False
-    # The last states of a dataset or loader that keeps its own, by the number of batches given.
-    snapshots: deque[tuple[int, Any]] = field(default_factory=lambda: deque(maxlen=2))
+_END = object()
 
 
 class ResumableLoader:
@@ -103,62 +83,24 @@ class ResumableLoader:
         self.seed = seed
         self._epoch = 0
         self._is_epoch_set = False
-        self._pass: _Pass | None = None
+        self._pass: Pass | None = None
         self._saved: dict[str, Any] | None = None
         self._skip: int | None = None
-        self._sharded: ShardedSampler | None = None
-        self._dealt: Iterable[Any] | None = None
-        self._seeds_batches = False
+        self._hear: Callable[[Any], Any] | None = None
         self._has_begun = False
-        self._batches: PositionedBatches | None = None
-        self._viewed: Any = loader
-        if is_map_loader(loader):
-            self._view(loader, shuffle, drop_last, repeats, seed_workers)
+        self._is_looked_at = False
+        how: dict[str, Any] = {"shuffle": shuffle, "drop_last": drop_last, "repeats": repeats, "seed": seed}
+        view = self._view = LoaderView(loader, rank=rank, world_size=world_size, seed_workers=seed_workers, **how)
+        self._viewed, self._sharded, self._batches = view.loader, view.sharded, view.batches
         # Where each batch of indices drawn becomes one batch given, to go on is a matter of indices.
         self._enters_by_index = self._batches is not None and iterates_as_torch(loader)
         self._num_workers = int(getattr(loader, "num_workers", 0) or 0)
 
-    def _view(
-        self, loader: DataLoader[Any], shuffle: bool | None, drop_last: bool, repeats: bool, seed_workers: bool
-    ) -> None:
-        was_sharded = is_sharded(loader)
-        deals = self.world_size > 1 and not was_sharded
-        has_own_state = keeps_state(loader)
-        if has_own_state and not deals:
-            return
-        batches: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
-        viewed = copy.copy(loader)
-        attributes = viewed.__dict__
-        # Workers that the original keeps alive read from its own sampler.
-        attributes["_iterator"] = None
-        if not was_sharded:
-            # A lone process needs it when it goes on for several.
-            deals_samples = loader.batch_sampler is None or type(batches) is BatchSampler
-            self._sharded = ShardedSampler(
-                loader.sampler if deals_samples else batches,
-                rank=self.rank,
-                world_size=self.world_size,
-                shuffle=shuffle if self.world_size > 1 else None,
-                seed=self.seed,
-                drop_last=drop_last,
-                repeats=repeats,
-            )
-            self._dealt = self._sharded
-            if deals_samples and loader.batch_sampler is not None:
-                self._dealt = BatchSampler(self._sharded, batches.batch_size, batches.drop_last)
-        if deals:
-            assert self._dealt is not None
-            batches = self._dealt
-            if deals_samples:
-                attributes["sampler"] = self._sharded
-        if not has_own_state:
-            self._seeds_batches = seed_workers and loader.num_workers > 0
-            batches = self._batches = PositionedBatches(batches)
-        attributes["sampler" if loader.batch_sampler is None else "batch_sampler"] = batches
-        self._viewed = viewed
-
     def __len__(self) -> int:
-        return len(self._viewed)
+        length = len(self._viewed)
+        place = self._place()
+        # After the first deal of an epoch, on another number of processes, only what is left is dealt.
+        return length if place.start == 0 else self._view.length(place, self.rank)
 
     def __getattr__(self, name: str) -> Any:
         if name == "_viewed":  # not there yet while this is being copied
@@ -206,6 +148,18 @@ class ResumableLoader:
             )
         self._skip = batch
 
+    def expect_look_ahead(self) -> None:
+        """Somebody asks for a batch before the one before is done with: from now on, what a batch is made from is kept.
+
+        So the newest batch can be made again as it was, with the same random numbers.
+        """
+        self._is_looked_at = True
+
+    def hear_indices(self, hear: Callable[[Any], Any] | None) -> bool:
+        """From the next iteration on, `hear` gets the indices of each batch's samples; False where they are unknown."""
+        self._hear = hear
+        return self._enters_by_index and bool(getattr(self.loader, "in_order", True))
+
     def state_dict(self) -> dict[str, Any]:
         """The place in the running iteration, and what makes its order; `torch.load(weights_only=True)` takes it.
 
@@ -213,31 +167,23 @@ class ResumableLoader:
         """
         this = self._pass
         if this is None:
-            place = {"epoch": self._epoch, "is_begun": False} if self._saved is None else self._saved
+            place = {"epoch": self._epoch, "seed": self.seed, "is_begun": False} if self._saved is None else self._saved
             return {**place, **self._state_of_parts()}
         index_pass = self._index_pass
         given = self._num_given(this)
         state = {
-            "epoch": this.epoch,
+            **this.state_dict(),
             "is_begun": True,
+            "seed": self.seed,
             "is_finished": this.is_finished or self._is_read_to_end(this, given),
-            "start": this.start,
-            "is_dealt": this.is_dealt,
-            "order_rng": this.order_rng,
-            "reuses_workers": this.reuses_workers,
             "batch": given,
             "ahead": given if index_pass is None else index_pass.drawn,
-            "world_size": self.world_size,
-            "batch_size": self._units_per_batch,
-            "rng": this.rng.plain() if isinstance(this.rng, GlobalGenerators) else this.rng,
             "sampler_rng": None if index_pass is None else index_pass.sampler_rng(),
-            "generators": this.generators,
-            "stateful": this.stateful,
             **self._state_of_parts(),
-            "snapshots": [[number, snapshot] for number, snapshot in this.snapshots],
         }
         if keeps_state(self._viewed):
-            state["snapshots"] = [[given, self._viewed.state_dict()]]
+            earlier = [[number, snapshot] for number, snapshot in this.snapshots if number < given]
+            state["snapshots"] = [*earlier, [given, self._viewed.state_dict()]]
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -249,6 +195,10 @@ class ResumableLoader:
         self._skip = None
         self._saved = state if state["is_begun"] else None
         self._has_begun = state["is_begun"]
+        # The run goes on with the seed that it began with, whatever the program has seeded now.
+        self.seed = state.get("seed", self.seed)
+        if self._sharded is not None:
+            self._sharded.seed = self.seed
         self._epoch = state["epoch"]
         self._is_epoch_set = not state["is_begun"]
         restore_generators(generators_of(self.loader), state["generators_now"])
@@ -269,7 +219,7 @@ class ResumableLoader:
             skip = 0 if saved is None else saved["batch"]
         return saved, skip
 
-    def _begin_pass(self, saved: dict[str, Any] | None) -> _Pass:
+    def _begin_pass(self, saved: dict[str, Any] | None) -> Pass:
         if saved is not None:
             restore_generators(generators_of(self.loader), saved["generators"])
             # The dataset stays where it was: samples that are skipped are not loaded again.
@@ -280,12 +230,14 @@ class ResumableLoader:
             self._count_epoch_on()
         self._is_epoch_set = False
         keeps_workers = self._num_workers > 0 and bool(getattr(self._viewed, "persistent_workers", False))
-        self._pass = this = _Pass(
+        self._pass = this = Pass(
             epoch=self._epoch,
-            start=0 if saved is None else saved["start"],
+            place=Position(0, 0, self.world_size, self._view.units_per_batch),
             is_dealt=self.world_size > 1,
             order_rng=None,
             reuses_workers=keeps_workers and (self._has_begun if saved is None else saved["reuses_workers"]),
+            # Iterable datasets split by the number of workers: an epoch ends with as many as it began.
+            num_workers=self._num_workers if saved is None or self._enters_by_index else saved["num_workers"],
             rng=GlobalGenerators() if saved is None else saved["rng"],
             generators=[generator_state(generator) for generator in generators_of(self.loader)],
             stateful={name: part.state_dict() for name, part in self._stateful().items()},
@@ -293,52 +245,70 @@ class ResumableLoader:
         self._has_begun = True
         return this
 
-    def _enter_by_index(self, this: _Pass, saved: dict[str, Any] | None, skip: int) -> Iterator[Any]:
+    def _enter_by_index(self, this: Pass, saved: dict[str, Any] | None, skip: int) -> Iterator[Any]:
         assert self._batches is not None
         upcoming = IndexPass(skip=skip) if saved is None else self._resumed(this, saved, skip)
         if self._sharded is not None:
-            self._sharded.start = this.start
+            self._sharded.start = this.place.start
             self._sharded.order_rng = this.order_rng
-            upcoming.batches = self._dealt if this.is_dealt else None
-        if self._seeds_batches:
-            upcoming.seed_of = partial(_seed_of_batch, self.seed, this.epoch, this.start, self.world_size, self.rank)
-        this.given = upcoming.skip
+            upcoming.batches = self._view.dealt if this.is_dealt else None
+        if self._view.seeds_batches:
+            start, world_size = this.place.start, self.world_size
+            upcoming.seed_of = partial(_seed_of_batch, self.seed, this.epoch, start, world_size, self.rank)
+        upcoming.hear = self._hear
+        if self._is_looked_at and self._num_workers == 0:
+            # Between the indices and the samples: the sampler draws again what it drew.
+            upcoming.hear = partial(_note_and_tell, this, generators_of(self.loader), self._hear)
+        this.given = this.place.before + upcoming.skip
         self._batches.upcoming = upcoming
         with under_rng(None if saved is None else saved["rng"]):
-            batches = self._iterate(this)
+            batches = self._view.iterate(this)
+        if saved is not None:
+            self._put_off_replay(saved)
         # Without workers, a batch is given when its indices are drawn: there is nothing to count, and nothing to pay.
-        return batches if self._num_workers == 0 else self._counted(batches, this)
+        counts = self._num_workers > 0 or self._is_looked_at
+        return self._counted(batches, this, self._remade(this, saved)) if counts else batches
 
-    def _resumed(self, this: _Pass, saved: dict[str, Any], skip: int) -> IndexPass:
-        before = Position(saved["start"], skip, saved["world_size"], saved["batch_size"])
-        here = before if self._sharded is None else before.resumed_on(self.world_size, self._units_per_batch)
+    def _resumed(self, this: Pass, saved: dict[str, Any], skip: int) -> IndexPass:
+        before = _saved_place(saved, skip)
+        here = before if self._sharded is None else before.resumed_on(self.world_size, self._view.units_per_batch)
         is_same_deal = here is before
-        this.start = here.start
+        if self._sharded is None and saved["world_size"] != self.world_size:
+            warn_once(not_dealt_anew(saved["world_size"], self.world_size))
+        this.place = here
         this.is_dealt = self._sharded is not None and (saved["is_dealt"] or not is_same_deal)
         # Several processes go on in the order that a lone one drew from its own random state.
         this.order_rng = saved["order_rng"] if is_same_deal or saved["is_dealt"] else saved["sampler_rng"]
+        this.given = here.number
+        remade = self._remade(this, saved)
         return IndexPass(
             skip=here.batch,
             ahead=saved["ahead"] if is_same_deal else 0,
             rng=saved["sampler_rng"],
             # Without a reference to the view: it would keep workers alive until the garbage collector runs.
-            on_replayed=partial(restore_generators, generators_of(self.loader), saved["generators_now"]),
+            on_replayed=partial(
+                restore_generators,
+                generators_of(self.loader),
+                saved["generators_now"] if remade is None else remade["made_from"][1],
+            ),
         )
 
-    def _iterate(self, this: _Pass) -> Iterator[Any]:
-        """A new iterator, which draws a seed for its workers unless the uninterrupted run kept its workers."""
-        starts_workers_again = this.reuses_workers and self._viewed._iterator is None
-        if not starts_workers_again:
-            return iter(self._viewed)
-        attributes = self._viewed.__dict__
-        generator = attributes["generator"]
-        attributes["generator"] = torch.Generator()
-        try:
-            return iter(self._viewed)
-        finally:
-            attributes["generator"] = generator
+    def _put_off_replay(self, saved: dict[str, Any]) -> None:
+        """Until the first batch is asked for, which may be never, generators stand where they stood."""
+        assert self._batches is not None
+        generators = generators_of(self.loader)
+        begun = [generator_state(generator) for generator in generators]
+        self._batches.current.on_replaying = partial(restore_generators, generators, begun)
+        restore_generators(generators, saved["generators_now"])
 
-    def _enter_by_replay(self, this: _Pass, saved: dict[str, Any] | None, skip: int) -> Iterator[Any]:
+    def _remade(self, this: Pass, saved: dict[str, Any] | None) -> dict[str, Any] | None:
+        """`saved`, if the batch that comes first had been made before the state was saved, by looking ahead."""
+        if saved is None or saved["made_from"] is None:
+            return None
+        ahead = saved["batch"] - this.given
+        return saved if ahead == 1 or (ahead == 0 and saved["is_finished"]) else None
+
+    def _enter_by_replay(self, this: Pass, saved: dict[str, Any] | None, skip: int) -> Iterator[Any]:
         if self._batches is not None:
             self._batches.upcoming = IndexPass()
         given = 0
@@ -348,29 +318,50 @@ class ResumableLoader:
                 if given <= number <= skip:
                     given = number
                     keeper.load_state_dict(snapshot)
+        if saved is not None and keeper is self._viewed and saved["is_finished"] and given == saved["batch"]:
+            this.given, this.is_finished = given, True
+            return iter(())  # a loader that has ended begins anew when it is asked again
+        if saved is not None and given < skip:
+            warn_once(replayed(self.loader))
+        this.given = skip
+        remade = self._remade(this, saved)
         rng = None if saved is None else saved["rng"]
         with under_rng(rng):
-            batches = self._iterate(this)
+            batches = self._view.iterate(this)
             # A keeper's states are taken after each batch: it must not run ahead of what was given.
-            ahead = 0 if saved is None or keeper is not None else saved["batch"]
+            ahead = 0 if saved is None or keeper is not None or remade is not None else saved["batch"]
             batches = replay(batches, None, skip=skip - given, ahead=ahead)
         if saved is not None:
             restore_generators(generators_of(self.loader), saved["generators_now"])
-        this.given = skip
-        return self._counted(batches, this)
+        if remade is not None:
+            restore_generators(generators_of(self.loader), remade["made_from"][1])
+        return self._counted(batches, this, remade)
 
-    def _counted(self, batches: Iterator[Any], this: _Pass) -> Iterator[Any]:
+    def _counted(self, batches: Iterator[Any], this: Pass, remade: dict[str, Any] | None = None) -> Iterator[Any]:
+        """The same batches, with a note of each; those of `remade` begin with one that had been made before."""
         keeper = self._snapshot_keeper()
-        if keeper is None or keeper is self._viewed:
-            for batch in batches:
-                this.given += 1
-                yield batch
+        # A loader's own state costs more, and is asked for when it is wanted: unless it is ahead then.
+        keeps = keeper is not None and (keeper is not self._viewed or self._is_looked_at)
+        notes = self._is_looked_at and this.num_workers == 0 and not self._enters_by_index
+        generators = generators_of(self.loader) if notes else None
+        if remade is not None:
+            with under_rng(remade["made_from"][0]):
+                batch = next(batches, _END)
+            restore_generators(generators_of(self.loader), remade["generators_now"])
+            this.made_from = None
         else:
-            for batch in batches:
-                this.given += 1
+            if generators is not None:
+                this.note(generators)
+            batch = next(batches, _END)
+        while batch is not _END:
+            this.given += 1
+            if keeps:
                 # Two are kept: whoever looks one batch ahead saves the place before it.
                 this.snapshots.append((this.given, keeper.state_dict()))
-                yield batch
+            yield batch
+            if generators is not None:
+                this.note(generators)
+            batch = next(batches, _END)
         this.is_finished = True
 
     # What there is
@@ -379,23 +370,27 @@ class ResumableLoader:
     def _index_pass(self) -> IndexPass | None:
         return self._batches.current if self._batches is not None and self._enters_by_index else None
 
-    def _num_given(self, this: _Pass) -> int:
-        if self._num_workers == 0 and self._index_pass is not None:
-            return self._index_pass.drawn
+    def _num_given(self, this: Pass) -> int:
+        if self._num_workers == 0 and self._index_pass is not None and not self._is_looked_at:
+            return this.place.before + self._index_pass.drawn
         return this.given
 
-    def _is_read_to_end(self, this: _Pass, given: int) -> bool:
+    def _is_read_to_end(self, this: Pass, given: int) -> bool:
         index_pass = self._index_pass
         if index_pass is None:
             return False
         # Who knows the length does not ask for one batch more.
-        length = sized_len(self._viewed) if this.start == 0 else None
-        return given >= length if length is not None else index_pass.is_exhausted and given >= index_pass.drawn
+        length = sized_len(self)
+        drawn = this.place.before + index_pass.drawn
+        return given >= length if length is not None else index_pass.is_exhausted and given >= drawn
 
-    @property
-    def _units_per_batch(self) -> int:
-        # Own batch samplers, and loaders that do not batch, are dealt piece by piece.
-        return self._dealt.batch_size if isinstance(self._dealt, BatchSampler) else 1
+    def _place(self) -> Position:
+        """Where the iteration that is under way, or the saved one, was dealt anew."""
+        whole = Position(0, 0, self.world_size, self._view.units_per_batch)
+        if self._saved is not None:
+            saved = _saved_place(self._saved, self._saved["batch"])
+            return whole if self._sharded is None else saved.resumed_on(self.world_size, self._view.units_per_batch)
+        return whole if self._pass is None or self._is_epoch_set else self._pass.place
 
     def _stateful(self) -> dict[str, Any]:
         """The samplers and the map-style dataset that keep a state."""
@@ -434,6 +429,18 @@ class ResumableLoader:
         elif self._pass is not None:
             self._epoch += 1
         self._tell_epoch()
+
+
+def _note_and_tell(this: Pass, generators: list[Any], hear: Callable[[Any], Any] | None, indices: Any) -> None:
+    this.note(generators)
+    if hear is not None:
+        hear(indices)
+
+
+def _saved_place(saved: dict[str, Any], number: int) -> Position:
+    """The place behind `number` batches of a saved iteration."""
+    batch = max(number - saved["before"], 0)
+    return Position(saved["start"], batch, saved["world_size"], saved["batch_size"], saved["before"])
 
 
 def _seed_of_batch(seed: int, epoch: int, start: int, world_size: int, rank: int, batch: int) -> int:

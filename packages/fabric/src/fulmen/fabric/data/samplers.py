@@ -61,17 +61,17 @@ class ShardedSampler(DistributedSampler[Any]):
         self.start = 0  # units of the epoch that are done already
         self.order_rng: dict[str, Any] | None = None  # the random state of a lone process whose order goes on
         self._orders_itself = not plain
-        self._repeats = repeats
+        self.repeats = repeats
 
     def __iter__(self) -> Iterator[Any]:
         units = self._order()
         if self.start:
             units = islice(units, self.start, None)
-        return deal(units, self.rank, self.num_replicas, drop_last=self.drop_last, repeats=self._repeats)
+        return deal(units, self.rank, self.num_replicas, drop_last=self.drop_last, repeats=self.repeats)
 
     def __len__(self) -> int:
         num_units = len(self.sampler)  # type: ignore[arg-type]
-        return share_length(num_units, self.rank, self.num_replicas, drop_last=self.drop_last, repeats=self._repeats)
+        return share_length(num_units, self.rank, self.num_replicas, drop_last=self.drop_last, repeats=self.repeats)
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the next iteration: another shuffle for each."""
@@ -150,9 +150,11 @@ class IndexPass:
         skip: Batches at the beginning that are not handed out.
         ahead: Batches that had been handed out when the position was saved: more than were used, if workers prefetch.
         rng: The random state in which the sampler begins; None takes what is there, and remembers it.
+        on_replaying: Called before the sampler is asked for the first batch.
         on_replayed: Called when the sampler has come to `ahead` again.
         batches: What to read in this pass, if not the usual batches.
         seed_of: With workers: the seed for the batch of that number, which travels to the worker with its indices.
+        hear: Gets each batch of indices when it is handed out.
         began: Once the sampler has begun: the random state before.
         ticks: As many items as there can be batches; each batch takes one.
         is_exhausted: Has the sampler ended?
@@ -161,9 +163,11 @@ class IndexPass:
     skip: int = 0
     ahead: int = 0
     rng: dict[str, Any] | None = None
+    on_replaying: Callable[[], None] | None = None
     on_replayed: Callable[[], None] | None = None
     batches: Iterable[Any] | None = None
     seed_of: Callable[[int], int] | None = None
+    hear: Callable[[Any], Any] | None = None
     began: GlobalGenerators | None = None
     ticks: Iterator[int] = field(default_factory=lambda: iter(_TICKS))
     is_exhausted: bool = False
@@ -195,6 +199,8 @@ class PositionedBatches(Sampler[Any]):
         self.current = this = replace(self.upcoming, ticks=iter(_TICKS))
         # Here, not at the first batch: some samplers draw in __iter__, and a plain loop draws in this order.
         inner = iter(self.batches if this.batches is None else this.batches)
+        if this.hear is not None:
+            return self._walk_heard(inner, this, this.hear)
         return self._walk(inner, this) if this.seed_of is None else self._walk_seeded(inner, this, this.seed_of)
 
     def __len__(self) -> int:
@@ -210,6 +216,12 @@ class PositionedBatches(Sampler[Any]):
         yield from compress(_begin(inner, this), this.ticks)
         this.is_exhausted = True
 
+    def _walk_heard(self, inner: Iterator[Any], this: IndexPass, hear: Callable[[Any], Any]) -> Iterator[Any]:
+        walk = self._walk(inner, this) if this.seed_of is None else self._walk_seeded(inner, this, this.seed_of)
+        for indices in walk:
+            hear(indices.indices if isinstance(indices, SeededIndices) else indices)
+            yield indices
+
     def _walk_seeded(self, inner: Iterator[Any], this: IndexPass, seed_of: Callable[[int], int]) -> Iterator[Any]:
         for indices in compress(_begin(inner, this), this.ticks):
             yield SeededIndices(indices, seed_of(this.drawn - 1))
@@ -220,6 +232,8 @@ def _begin(inner: Iterator[Any], this: IndexPass) -> Iterator[Any]:
     if this.rng is None:
         # Not at `iter`: most samplers draw when they are first asked, and others may have drawn in between.
         this.began = GlobalGenerators()
+    if this.on_replaying is not None:
+        this.on_replaying()
     if this.rng is not None or this.skip:
         inner = replay(inner, this.rng, skip=this.skip, ahead=this.ahead)
     if this.on_replayed is not None:

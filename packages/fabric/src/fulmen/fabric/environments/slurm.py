@@ -13,6 +13,7 @@ import signal
 import sys
 from typing import Final
 
+from fulmen.fabric.arguments import check_flag
 from fulmen.fabric.environments.base import ClusterEnvironment, check_host, read_int
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, HardwareError
 from fulmen.fabric.rank_zero import PossibleUserWarning, rank_zero_warn
@@ -42,6 +43,7 @@ class SLURMEnvironment(ClusterEnvironment):
                 f"SLURMEnvironment(requeue_signal={requeue_signal!r}) is no signal. It is the one that SLURM sends"
                 " before the time of the job is over. Pass a member of signal.Signals, such as signal.SIGUSR1."
             )
+        check_flag(self, "auto_requeue", auto_requeue)
         self.auto_requeue = auto_requeue
         self.requeue_signal = requeue_signal
         if requeue_signal is None and sys.platform != "win32":
@@ -99,6 +101,12 @@ class SLURMEnvironment(ClusterEnvironment):
         """`SLURM_JOB_ID`; None in a job in which somebody types, and where there is none or it is no number."""
         job_id = os.environ.get("SLURM_JOB_ID", "")
         return int(job_id) if _is_number(job_id) and not _is_interactive() else None
+
+    @staticmethod
+    def restart_count() -> int:
+        """How often SLURM has run this job before: `SLURM_RESTART_COUNT`, 0 if it is not set or no number."""
+        count = os.environ.get("SLURM_RESTART_COUNT", "")
+        return int(count) if _is_number(count) else 0
 
     def requeue_command(self) -> list[str] | None:
         """The words of the command that puts this job back into the queue; None if its number is not known.

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
+from fulmen.fabric.errors import ProcessHangsError
+
 # What gloo, nccl and the store say when a peer is gone: the consequence of a failure, not its cause.
 _PEER_IS_GONE = re.compile(
     r"\bgloo\b|Connection (closed|reset|refused)|Broken pipe|\bNCCL\b|ncclRemoteError|TCPStore|recvValue",
@@ -93,6 +95,8 @@ def _weigh_exit(exit_code: int) -> Weight:
 
 
 def _weigh_error(error: BaseException) -> Weight:
+    if isinstance(error, ProcessHangsError):  # what the others say, and nobody else will
+        return Weight.CAUSE
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (RuntimeError, ConnectionError)) and _PEER_IS_GONE.search(str(cause)):

@@ -22,10 +22,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import IO, Any
 
-import torch.distributed as dist
-
 from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.errors import ConfigurationError, ProcessFailedError
+from fulmen.fabric.gloo_threads import close_group
 from fulmen.fabric.launchers.agent import tell_agent_of_errors
 from fulmen.fabric.launchers.base import (
     GATHER_CAUSE_S,
@@ -252,8 +251,7 @@ class _Children:
         self._main_is_ending.set()
         if self._stopped is None:
             # Not closed, it would keep processes waiting that this one is about to wait for.
-            if dist.is_initialized():
-                dist.destroy_process_group()
+            close_group()
             self._store = None
             start = time.monotonic()
             for process in self._processes:

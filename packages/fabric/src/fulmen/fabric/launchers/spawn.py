@@ -21,10 +21,10 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 
 from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, ProcessFailedError
+from fulmen.fabric.gloo_threads import close_group
 from fulmen.fabric.launchers.agent import tell_agent_of_errors
 from fulmen.fabric.launchers.base import (
     GATHER_CAUSE_S,
@@ -285,8 +285,7 @@ def _work(
         todo: _Call = pickle.loads(call) if isinstance(call, bytes) else call
         result = todo.function(*todo.args, **todo.kwargs)
         path = _save_result(result) if variables["LOCAL_RANK"] == "0" else ""
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
+        close_group()
         writer.send(path)
     except BaseException as error:
         writer.send(_Failed(failure_from_error(rank, error, time.time()), _pickled_or_none(error)))

@@ -42,6 +42,14 @@ class Logger(ABC):
         return None
 
     @property
+    def versions_dir(self) -> str | None:
+        """The folder of all versions of the experiment, of which this run is the next; None if its version was given.
+
+        A run that is started anew finds there what the runs before it have left.
+        """
+        return None
+
+    @property
     def group_separator(self) -> str:
         """What stands between a group and the name of a metric in it."""
         return "/"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from fulmen.fabric.errors import ConfigurationError
+from fulmen.fabric.arguments import check_count
 from fulmen.fabric.filesystem import (
     atomic_open,
     exists,
@@ -20,13 +19,13 @@ from fulmen.fabric.filesystem import (
     make_dirs,
     remove,
 )
-from fulmen.fabric.loggers.base import Logger, rank_zero_experiment
+from fulmen.fabric.loggers.base import rank_zero_experiment
 from fulmen.fabric.loggers.params import add_prefix, as_number
-from fulmen.fabric.loggers.versions import take_version, version_dir
+from fulmen.fabric.loggers.versions import VersionedLogger
 from fulmen.fabric.rank_zero import rank_zero_only, rank_zero_warn
 
 
-class CSVLogger(Logger):
+class CSVLogger(VersionedLogger):
     """Writes `root_dir/name/version_N/metrics.csv`.
 
     Args:
@@ -38,6 +37,7 @@ class CSVLogger(Logger):
         flush_logs_every_n_steps: Rows are written when so many steps have passed since the last time.
 
     Raises:
+        ArgumentTypeError: If an argument has another type.
         ConfigurationError: If `flush_logs_every_n_steps` is below 1.
     """
 
@@ -51,40 +51,10 @@ class CSVLogger(Logger):
         prefix: str = "",
         flush_logs_every_n_steps: int = 100,
     ) -> None:
-        super().__init__()
-        if flush_logs_every_n_steps < 1:
-            raise ConfigurationError(
-                f"{type(self).__name__}(flush_logs_every_n_steps={flush_logs_every_n_steps}) would never write. It is"
-                " the number of steps between two writes. Pass 1 or more."
-            )
-        self._root_dir = os.fspath(root_dir)
-        self._name = name or ""
-        self._version = version
-        self._prefix = prefix
+        super().__init__(root_dir, name, version, prefix)
+        check_count(self, "flush_logs_every_n_steps", flush_logs_every_n_steps, "Rows are written after so many steps.")
         self._experiment: MetricsFile | None = None
         self._flush_logs_every_n_steps = flush_logs_every_n_steps
-
-    @property
-    def name(self) -> str:
-        """The name of the experiment; "" if it has none."""
-        return self._name
-
-    @property
-    def version(self) -> int | str:
-        """Which run of the experiment this is; the first look takes a free number if none was given."""
-        if self._version is None:
-            self._version = take_version(join(self._root_dir, self._name))
-        return self._version
-
-    @property
-    def root_dir(self) -> str:
-        """The folder of all experiments."""
-        return self._root_dir
-
-    @property
-    def log_dir(self) -> str:
-        """The folder of this run."""
-        return version_dir(join(self._root_dir, self._name), self.version)
 
     @property
     @rank_zero_experiment
@@ -202,10 +172,16 @@ class MetricsFile:
 
     def _write_anew(self, rows: list[dict[str, Any]]) -> None:
         with atomic_open(self.metrics_file_path, "w", newline="") as file:
-            csv.writer(file).writerow(self.metrics_keys)
+            writer = csv.writer(file)
+            writer.writerow(self.metrics_keys)
             if exists(self.metrics_file_path):
                 with _open_text(self.metrics_file_path) as written:
-                    self._write(file, csv.DictReader(written))
+                    # By the place of a cell and not by its name: with hundreds of columns that is ten times faster.
+                    before = csv.reader(written)
+                    place = {name: index for index, name in enumerate(next(before, []))}
+                    # What is new is the empty cell behind the last one.
+                    places = [place.get(name, len(place)) for name in self.metrics_keys]
+                    writer.writerows([cells[index] for index in places] for row in before if (cells := [*row, ""]))
             self._write(file, rows)
 
     def _write(self, file: IO[str], rows: Iterable[dict[str, Any]]) -> None:

@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from fulmen.fabric.errors import ConfigurationError, MissingPackageError
+from fulmen.fabric.arguments import check_flag, check_location
+from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, MissingPackageError
 from fulmen.fabric.filesystem import join
-from fulmen.fabric.loggers.base import Logger, rank_zero_experiment
+from fulmen.fabric.loggers.base import rank_zero_experiment
 from fulmen.fabric.loggers.params import add_prefix, as_number, flatten_params, params_dict, printable_params
-from fulmen.fabric.loggers.versions import take_version, version_dir
+from fulmen.fabric.loggers.versions import VersionedLogger
 from fulmen.fabric.optional_packages import is_installed
 from fulmen.fabric.rank_zero import rank_zero_only, rank_zero_warn
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+_OF_THE_WRITER = ("comment", "purge_step", "max_queue", "flush_secs", "filename_suffix")
 
-class TensorBoardLogger(Logger):
+
+class TensorBoardLogger(VersionedLogger):
     """Writes `root_dir/name/version_N/sub_dir/events.out.tfevents...`.
 
     Args:
@@ -37,6 +40,7 @@ class TensorBoardLogger(Logger):
         kwargs: As for `torch.utils.tensorboard.SummaryWriter`: `flush_secs`, `max_queue`, `filename_suffix`, ...
 
     Raises:
+        ArgumentTypeError: If an argument is unknown or has another type.
         MissingPackageError: If TensorBoard is not installed.
     """
 
@@ -52,37 +56,25 @@ class TensorBoardLogger(Logger):
         sub_dir: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
+        super().__init__(root_dir, name, version, prefix)
+        check_flag(self, "default_hp_metric", default_hp_metric)
+        if sub_dir is not None:
+            check_location(self, "sub_dir", sub_dir, "It is a folder for the events below that of the run.")
+        for unknown in kwargs.keys() - _OF_THE_WRITER:
+            raise ArgumentTypeError(
+                f"{type(self).__name__}({unknown}={kwargs[unknown]!r}) is unknown. Further arguments go to"
+                " torch.utils.tensorboard.SummaryWriter, which is told the folder by the logger."
+                f" Pass {', '.join(_OF_THE_WRITER)}, or leave it out."
+            )
         if not is_installed("tensorboard"):
             raise MissingPackageError(
-                f"{type(self).__name__}(root_dir={os.fspath(root_dir)!r}) needs the package 'tensorboard'. It is not"
-                " installed here. Install it with `python -m pip install tensorboard`, or use CSVLogger."
+                f"{type(self).__name__}({self.root_argument}={os.fspath(root_dir)!r}) needs the package 'tensorboard'."
+                " It is not installed here. Install it with `python -m pip install tensorboard`, or use CSVLogger."
             )
-        super().__init__()
-        self._root_dir = os.fspath(root_dir)
-        self._name = name or ""
-        self._version = version
         self._default_hp_metric = default_hp_metric
-        self._prefix = prefix
         self._sub_dir = None if sub_dir is None else os.fspath(sub_dir)
         self._kwargs = kwargs
         self._experiment: SummaryWriter | None = None
-
-    @property
-    def name(self) -> str:
-        """The name of the experiment; "" if it has none."""
-        return self._name
-
-    @property
-    def version(self) -> int | str:
-        """Which run of the experiment this is; the first look takes a free number if none was given."""
-        if self._version is None:
-            self._version = take_version(join(self._root_dir, self._name))
-        return self._version
-
-    @property
-    def root_dir(self) -> str:
-        """The folder of all experiments."""
-        return self._root_dir
 
     @property
     def sub_dir(self) -> str | None:
@@ -92,7 +84,7 @@ class TensorBoardLogger(Logger):
     @property
     def log_dir(self) -> str:
         """The folder of the events."""
-        run = version_dir(join(self._root_dir, self._name), self.version)
+        run = super().log_dir
         path = run if self._sub_dir is None else join(run, self._sub_dir)
         return os.path.expanduser(os.path.expandvars(path))
 

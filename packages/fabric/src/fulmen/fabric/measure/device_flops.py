@@ -2,6 +2,20 @@
 
 Where a data sheet has numbers with and without sparsity, these are without. Products of 8 and 16 bits add up in
 float32, as torch lets them: GeForce cards do that at half the speed that their boxes name.
+
+| devices | table of the maker |
+| --- | --- |
+| B300, B200 | data sheets of HGX B300 and HGX B200, a part of eight |
+| GB300, GB200 | data sheets of GB300 NVL72 and GB200 NVL72, a part of 72 |
+| H200, GH200, H100, A100, A30, A40, A10, A2, L40S, L40, L4, T4, V100 | the product's own data sheet |
+| A10G | not sold by NVIDIA alone: as AWS gives it out for its G5 instances |
+| RTX PRO, RTX 6000 Ada, RTX A6000, Quadro RTX, GeForce | appendices of the white papers on the GPU's architecture |
+| RTX A5000 and A4000, GeForce SUPER | data sheet, or product page |
+| AMD Instinct, Radeon | data sheet (matrix cores), or product page |
+| TPU | cloud.google.com/tpu/docs, page of each version |
+
+They are promises, and nothing here was measured. The tests hold the figures of float32 against cores times clock, and
+the others against how many operations tensor cores do beside one of float32.
 """
 
 from __future__ import annotations
@@ -12,6 +26,7 @@ from typing import Any
 
 import torch
 
+from fulmen.fabric.errors import ArgumentTypeError
 from fulmen.fabric.optional_packages import require
 from fulmen.fabric.rank_zero import rank_zero_warn
 
@@ -51,8 +66,10 @@ _H100_NVL = _peaks(60, 835.5, fp64=60, tf32=417.5, fp8=1670.5, int8=1670.5)
 # GPU ("... MIG 1g.10gb") and a laptop's GPU have names of their own and are not here.
 _GPUS: dict[str, Peaks] = {
     # --- NVIDIA, data centre
+    # GB300 NVL72 data sheet, a part of 72.
+    r"gb300": _peaks(80, 2500, tf32=1250, fp8=5000),
     # HGX B300 data sheet, a part of eight.
-    r"b300( sxm6)?( ac)?|gb300": _peaks(75, 2250, tf32=1125, fp8=4500),
+    r"b300( sxm6)?( ac)?": _peaks(75, 2250, tf32=1125, fp8=4500),
     # GB200 NVL72 data sheet, a half of the superchip.
     r"gb200": _peaks(80, 2500, fp64=40, tf32=1250, fp8=5000, int8=5000),
     # HGX B200 data sheet, a part of eight.
@@ -129,7 +146,8 @@ _GPUS: dict[str, Peaks] = {
 }
 
 # cloud.google.com/tpu/docs, page of each version, per chip. A device of torch_xla is one of the two cores of a v2 or v3
-# chip. A float32 product is computed in bfloat16 unless XLA is told otherwise.
+# chip, and one of the two halves of a TPU7x, which are no longer joined to one core. A float32 product is computed in
+# bfloat16 unless XLA is told otherwise.
 _TPUS: dict[str, Peaks] = {
     r"v2": {"bfloat16": 45 / 2, "float32": 45 / 2},
     r"v3": {"bfloat16": 123 / 2, "float32": 123 / 2},
@@ -137,7 +155,7 @@ _TPUS: dict[str, Peaks] = {
     r"v5lite(_?pod)?|v5e": {"bfloat16": 197, "float32": 197, "int8": 393},
     r"v5p?": {"bfloat16": 459, "float32": 459, "int8": 918},
     r"v6e": {"bfloat16": 918, "float32": 918, "int8": 1836},
-    r"(tpu)?7x?": {"bfloat16": 2307, "float32": 2307, "float8": 4614},
+    r"(tpu)?7x?": {"bfloat16": 2307 / 2, "float32": 2307 / 2, "float8": 4614 / 2},
 }
 
 
@@ -149,7 +167,15 @@ def get_available_flops(device: torch.device, dtype: torch.dtype | str) -> int |
     Args:
         device: A device of this machine.
         dtype: A type of torch, or its name ("bfloat16", "tf32", "int8").
+
+    Raises:
+        ArgumentTypeError: If it is no device or no type.
     """
+    if not isinstance(device, torch.device) or not isinstance(dtype, torch.dtype | str):
+        raise ArgumentTypeError(
+            f"get_available_flops(device={device!r}, dtype={dtype!r}) got something else than a device and a type. A"
+            " figure is known for each pair. Pass torch.device('cuda', 0) and torch.bfloat16, for example."
+        )
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         peaks = find_peaks(name)

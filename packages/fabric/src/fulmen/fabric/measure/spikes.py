@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from fulmen.fabric.arguments import check_amount, check_count, check_flag, check_location
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.filesystem import atomic_open, join
 
@@ -78,11 +79,13 @@ class SpikeDetection:
                 f"SpikeDetection(mode={mode!r}) is unknown. Losses are good when they are small or when they are large."
                 " Pass 'min' or 'max'."
             )
-        if window < 1:
-            raise ConfigurationError(
-                f"SpikeDetection(window={window}) has no loss to compare with. The mean is taken over the latest ones."
-                " Pass 1 or more."
-            )
+        check_count(self, "window", window, "A loss is compared with the mean of so many before it.")
+        check_count(self, "warmup", warmup, "So many batches at the begin never spike.", lowest=0)
+        check_amount(self, "atol", atol, "A spike differs by this at least.")
+        check_amount(self, "rtol", rtol, "A spike differs by this part of the mean at least.")
+        if exclude_batches_path is not None:
+            check_location(self, "exclude_batches_path", exclude_batches_path, "Batches that spiked are written there.")
+        check_flag(self, "finite_only", finite_only)
         self.mode = mode
         self.window = window
         self.warmup = warmup

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from fulmen.fabric.errors import ConfigurationError
+from fulmen.fabric.arguments import check_amount, check_count, check_function, check_text
+from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.measure.device_flops import get_available_flops
 from fulmen.fabric.rank_zero import rank_zero_only
 
@@ -42,6 +43,7 @@ class Throughput:
         separator: What stands between `device` and the rest of a name.
 
     Raises:
+        ArgumentTypeError: If an argument has another type.
         ConfigurationError: If the window or the world is too small.
     """
 
@@ -52,16 +54,10 @@ class Throughput:
         window_size: int = 100,
         separator: str = "/",
     ) -> None:
-        if window_size < 2:
-            raise ConfigurationError(
-                f"Throughput(window_size={window_size}) can give no rate. A rate is a difference between two updates."
-                " Pass 2 or more."
-            )
-        if world_size < 1:
-            raise ConfigurationError(
-                f"Throughput(world_size={world_size}) has nobody to measure. It is the number of devices that do the"
-                " same work. Pass 1 or more."
-            )
+        check_amount(self, "available_flops", available_flops, "It is what one device can do at best.")
+        check_count(self, "world_size", world_size, "It is the number of devices that do the same work.")
+        check_count(self, "window_size", window_size, "A rate is a difference between two updates or more.", lowest=2)
+        check_text(self, "separator", separator, "It stands between `device` and a rate.", may_be_none=False)
         self.available_flops = available_flops
         self.world_size = world_size
         self.separator = separator
@@ -216,7 +212,21 @@ def measure_flops(
         model: Whose operations are counted.
         forward_fn: Calls the model on a batch.
         loss_fn: The loss of what `forward_fn` returned.
+
+    Raises:
+        ArgumentTypeError: If one of them is no module or no function.
     """
+    if not isinstance(model, Module):
+        raise ArgumentTypeError(
+            f"measure_flops(model={model!r}) got no module. Its operations are counted while `forward_fn` runs."
+            " Pass the module first, and then a function that calls it on a batch."
+        )
+    if not callable(forward_fn):
+        raise ArgumentTypeError(
+            f"measure_flops(forward_fn={forward_fn!r}) got no function. It calls the model on a batch."
+            " Pass one without parameters, as in `lambda: model(batch)`."
+        )
+    check_function("measure_flops", "loss_fn", loss_fn, "It gets what `forward_fn` returned.")
     from torch.utils.flop_counter import FlopCounterMode
 
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]

@@ -6,7 +6,7 @@ rest of the module, such as adapters, and gradients flow through the frozen laye
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -73,6 +73,13 @@ class BitsandbytesPrecision(UniformPrecision):
             raise ArgumentTypeError(
                 f"BitsandbytesPrecision(ignore_modules={ignore_modules!r}) is one text. Each of its letters would be"
                 f" taken as a name. Pass a set: {{{ignore_modules!r}}}."
+            )
+        if ignore_modules is not None and not (
+            isinstance(ignore_modules, Set | list | tuple) and all(isinstance(name, str) for name in ignore_modules)
+        ):
+            raise ArgumentTypeError(
+                f"BitsandbytesPrecision(ignore_modules={ignore_modules!r}) is no set of names. Linear layers whose full"
+                " name begins with one of them stay as they are. Pass a set, as in {'lm_head'}."
             )
         require("bitsandbytes", purpose=f"BitsandbytesPrecision({mode!r})")
         super().__init__(torch.float16 if dtype is None else dtype)

@@ -10,7 +10,6 @@ from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.precision.double import DoublePrecision
 from fulmen.fabric.precision.half import HalfPrecision
 from fulmen.fabric.precision.mixed import MixedPrecision
-from fulmen.fabric.precision.transformer_engine import TransformerEnginePrecision
 from fulmen.fabric.rank_zero import rank_zero_warn
 
 # What may be written for each precision; the values are the full names.
@@ -73,5 +72,7 @@ def make_precision(name: str, device_type: str, caller: str = "Fabric") -> Preci
             f"{caller}(precision={name!r}) needs the package 'transformer_engine'. It is not installed here. Install it"
             " with `python -m pip install \"transformer-engine[pytorch]\"`, or pass precision='bf16-mixed'."
         )
+    from fulmen.fabric.precision.transformer_engine import TransformerEnginePrecision
+
     weights_dtype = torch.float16 if name == "transformer-engine-float16" else torch.bfloat16
     return TransformerEnginePrecision(weights_dtype=weights_dtype)

@@ -12,11 +12,12 @@ from torch.amp import GradScaler
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
+from fulmen.fabric.arguments import check_part
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.precision.double import DoublePrecision
 from fulmen.fabric.precision.half import HalfPrecision
-from fulmen.fabric.precision.mixed import MixedPrecision
+from fulmen.fabric.precision.mixed import MixedPrecision, check_device_type
 from fulmen.fabric.types import Optimizable
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ class FSDPPrecision(Precision):
                 f"FSDPPrecision(precision={precision!r}, scaler={type(scaler).__name__}(...)) scales a loss that needs"
                 " no scaling. Only float16 gradients vanish. Leave the scaler out, or pass '16-mixed'."
             )
+        check_part(self, "scaler", scaler, method="unscale_", kind="torch.amp.GradScaler")
+        if device is not None:
+            check_device_type(self, device)
         self.precision = precision
         self._inner: Precision
         match precision:

@@ -20,7 +20,7 @@ class HalfPrecision(UniformPrecision):
     """
 
     def __init__(self, precision: Literal["bf16-true", "16-true"] = "16-true") -> None:
-        if precision not in _DTYPES:
+        if not isinstance(precision, str) or precision not in _DTYPES:
             raise ConfigurationError(
                 f"HalfPrecision(precision={precision!r}) is unknown. It holds parameters in one 16-bit type."
                 " Pass '16-true' or 'bf16-true'."

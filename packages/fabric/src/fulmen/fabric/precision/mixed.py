@@ -11,6 +11,7 @@ from torch.amp import GradScaler
 from torch.nn import Module
 from torch.optim import LBFGS, Optimizer
 
+from fulmen.fabric.arguments import check_part
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.trees import convert_tensors
@@ -31,7 +32,7 @@ class MixedPrecision(Precision):
     def __init__(
         self, precision: Literal["16-mixed", "bf16-mixed"], device: str, scaler: GradScaler | None = None
     ) -> None:
-        if precision not in _DTYPES:
+        if not isinstance(precision, str) or precision not in _DTYPES:
             raise ConfigurationError(
                 f"MixedPrecision(precision={precision!r}) is unknown. It computes in one of two 16-bit types."
                 " Pass '16-mixed' or 'bf16-mixed'."
@@ -41,6 +42,8 @@ class MixedPrecision(Precision):
                 f"MixedPrecision(precision='bf16-mixed', scaler={scaler!r}) scales a loss that needs no scaling."
                 " bfloat16 has the range of float32. Leave the scaler out, or pass '16-mixed'."
             )
+        check_part(self, "scaler", scaler, method="unscale_", kind="torch.amp.GradScaler")
+        check_device_type(self, device)
         self.precision = precision
         self.device = device
         self._scaler = scaler
@@ -150,3 +153,16 @@ class MixedPrecision(Precision):
         self.scaler.update()
         self._unscaled.clear()
         self._stepped.clear()
+
+
+def check_device_type(owner: Precision, device: object) -> None:
+    """Raises ConfigurationError for what is no type of device that torch has autocast for."""
+    try:
+        fits = isinstance(device, str) and ":" not in device and torch.amp.is_autocast_available(device)
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ConfigurationError(
+            f"{type(owner).__name__}(device={device!r}) is no type of device on which torch computes in mixed"
+            " precision. It is a type alone, without a number. Pass 'cuda', 'cpu', 'mps' or another of torch's."
+        )

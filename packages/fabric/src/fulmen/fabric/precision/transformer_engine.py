@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn import LayerNorm, Linear, Module
 
+from fulmen.fabric.arguments import check_flag
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.optional_packages import require
 from fulmen.fabric.precision.base import UniformPrecision
@@ -51,6 +52,14 @@ class TransformerEnginePrecision(UniformPrecision):
             raise ConfigurationError(
                 f"TransformerEnginePrecision(weights_dtype={weights_dtype!r}) cannot hold weights in that type. What is"
                 " not computed in fp8 is computed in 16 bits. Pass torch.bfloat16 or torch.float16."
+            )
+        if replace_layers is not None:
+            check_flag(self, "replace_layers", replace_layers)
+        if fallback_compute_dtype is not None and fallback_compute_dtype not in (*_NAMES, torch.float32):
+            raise ConfigurationError(
+                f"TransformerEnginePrecision(fallback_compute_dtype={fallback_compute_dtype!r}) cannot be computed in."
+                " It is the type of autocast where a layer is none of Transformer Engine's."
+                " Pass torch.bfloat16 or torch.float16, or leave it out."
             )
         _transformer_engine("pytorch")
         super().__init__(weights_dtype)

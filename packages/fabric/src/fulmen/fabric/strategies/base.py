@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
 from fulmen.fabric.accelerators.base import Accelerator
+from fulmen.fabric.arguments import check_part
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
 from fulmen.fabric.errors import ArgumentTypeError, CheckpointKeyError, ConfigurationError
 from fulmen.fabric.launchers.base import Launcher
@@ -41,6 +43,9 @@ class Strategy(ABC):
         accelerator: The kind of hardware; may be set later.
         checkpoint_io: Writes and reads checkpoints; `TorchCheckpointIO` by default.
         precision: How numbers are held and computed; 32-bit by default.
+
+    Raises:
+        ArgumentTypeError: If a part is none.
     """
 
     # Do its processes talk to each other? Then they must be launched before anything is set up.
@@ -52,6 +57,9 @@ class Strategy(ABC):
         checkpoint_io: CheckpointIO | None = None,
         precision: Precision | None = None,
     ) -> None:
+        check_part(self, "accelerator", accelerator, method="setup_device", kind="Accelerator")
+        check_part(self, "checkpoint_io", checkpoint_io, method="save_checkpoint", kind="CheckpointIO")
+        check_part(self, "precision", precision, method="forward_context", kind="Precision")
         self._accelerator = accelerator
         self._checkpoint_io = checkpoint_io
         self._precision = precision
@@ -91,11 +99,7 @@ class Strategy(ABC):
     @property
     def checkpoint_io(self) -> CheckpointIO:
         """What writes and reads checkpoints."""
-        if self._checkpoint_io is None:
-            from fulmen.fabric.checkpoint_io.torch import TorchCheckpointIO
-
-            self._checkpoint_io = TorchCheckpointIO()
-        return self._checkpoint_io
+        return _plain_io() if self._checkpoint_io is None else self._checkpoint_io
 
     @checkpoint_io.setter
     def checkpoint_io(self, io: CheckpointIO | None) -> None:
@@ -420,3 +424,11 @@ class _NoInitialValues(TorchFunctionMode):
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return func(*args, **kwargs)
+
+
+@cache
+def _plain_io() -> CheckpointIO:
+    """The one that is used where nobody chose; it has no state, and is not imported before it is needed."""
+    from fulmen.fabric.checkpoint_io.torch import TorchCheckpointIO
+
+    return TorchCheckpointIO()

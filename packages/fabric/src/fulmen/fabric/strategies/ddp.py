@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Literal, get_args
-from weakref import WeakSet
 
 import torch
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 
 from fulmen.fabric.accelerators.base import Accelerator
+from fulmen.fabric.arguments import check_amount, check_flag, check_function
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
 from fulmen.fabric.collectives.process_group import default_pg_timeout
 from fulmen.fabric.environments.base import ClusterEnvironment
@@ -23,6 +23,7 @@ from fulmen.fabric.launchers.spawn import SpawnLauncher
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.registry import Registry
 from fulmen.fabric.strategies.base import Strategy
+from fulmen.fabric.strategies.known_here import ModulesKnownHere
 from fulmen.fabric.strategies.parallel import ProcessGroupStrategy
 
 StartMethod = Literal["popen", "spawn", "fork", "forkserver"]
@@ -86,8 +87,7 @@ class DDPStrategy(ProcessGroupStrategy):
         self._comm_state = ddp_comm_state
         self._comm_hook = ddp_comm_hook
         self._comm_wrapper = ddp_comm_wrapper
-        # Of those with a static graph. Made when needed: it does not pickle, and spawned processes get this object.
-        self._has_exchanged: WeakSet[Module] | None = None
+        self._has_exchanged = ModulesKnownHere()  # of those with a static graph
 
     def configure_launcher(self) -> Launcher:
         """The program again for "popen", a function in new processes for the other start methods."""
@@ -126,7 +126,7 @@ class DDPStrategy(ProcessGroupStrategy):
         if not enabled:
             return nullcontext()
         if isinstance(module, DistributedDataParallel):
-            if module.static_graph and module not in (self._has_exchanged or ()):
+            if module.static_graph and module not in self._has_exchanged:
                 return self._exchanging_once(module)
             return module.no_sync()
         if any(parameter.requires_grad for parameter in module.parameters()):
@@ -141,7 +141,6 @@ class DDPStrategy(ProcessGroupStrategy):
     def _exchanging_once(self, module: Module) -> Iterator[None]:
         yield
         if any(parameter.grad is not None for parameter in module.parameters()):
-            self._has_exchanged = self._has_exchanged or WeakSet()
             self._has_exchanged.add(module)
 
     @classmethod
@@ -166,11 +165,7 @@ class DDPStrategy(ProcessGroupStrategy):
 def _check_comm_hook(hook: object, state: object, wrapper: object) -> None:
     given = {"ddp_comm_hook": hook, "ddp_comm_wrapper": wrapper}
     for name, value in given.items():
-        if value is not None and not callable(value):
-            raise ArgumentTypeError(
-                f"DDPStrategy({name}={value!r}) is no function. It reduces the gradients of all processes."
-                " Pass a function, such as torch's default_hooks.fp16_compress_hook."
-            )
+        check_function("DDPStrategy", name, value, "It reduces gradients, as torch's fp16_compress_hook does.")
     if hook is None and (state is not None or wrapper is not None):
         raise ConfigurationError(
             f"DDPStrategy({'ddp_comm_state' if state is not None else 'ddp_comm_wrapper'}=...) has no hook to go with."
@@ -179,7 +174,8 @@ def _check_comm_hook(hook: object, state: object, wrapper: object) -> None:
 
 
 def _check_ddp_arguments(kwargs: dict[str, Any]) -> None:
-    known = set(inspect.signature(DistributedDataParallel).parameters) - {"module", "device_ids"}
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    known = set(parameters) - {"module", "device_ids"}
     unknown = sorted(set(kwargs) - known)
     if unknown:
         raise ArgumentTypeError(
@@ -187,3 +183,7 @@ def _check_ddp_arguments(kwargs: dict[str, Any]) -> None:
             " Further arguments go to torch.nn.parallel.DistributedDataParallel, which does not take it."
             f" It takes: {', '.join(sorted(known))}."
         )
+    for name, value in kwargs.items():
+        if isinstance(parameters[name].default, bool):
+            check_flag("DDPStrategy", name, value)
+    check_amount("DDPStrategy", "bucket_cap_mb", kwargs.get("bucket_cap_mb"), "It is the size of a bucket in MiB.")

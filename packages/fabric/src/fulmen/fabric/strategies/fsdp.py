@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -20,7 +19,7 @@ from torch.nn import Module
 from fulmen.fabric.accelerators.base import Accelerator
 from fulmen.fabric.collectives.process_group import default_pg_timeout
 from fulmen.fabric.environments.base import ClusterEnvironment
-from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, NotLaunchedError
+from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.precision.fsdp import FSDPPrecision
 from fulmen.fabric.rank_zero import rank_zero_warn
@@ -38,8 +37,9 @@ from fulmen.fabric.strategies.fsdp_arguments import (
     sharding_name,
 )
 from fulmen.fabric.strategies.fsdp_units import Policy, check_policy, choose, recompute
+from fulmen.fabric.strategies.known_here import ModulesKnownHere
 from fulmen.fabric.strategies.materialize import Materializer, without_memory
-from fulmen.fabric.strategies.sharded import ShardedStrategy
+from fulmen.fabric.strategies.mesh import MeshStrategy
 from fulmen.fabric.strategies.sharded_tensors import is_dtensor, local_part
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ else:
     CPUOffload = CPUOffloadPolicy = MixedPrecision = MixedPrecisionPolicy = TorchShardingStrategy = Any
 
 
-class FSDPStrategy(ShardedStrategy):
+class FSDPStrategy(MeshStrategy):
     """Fully sharded data parallel: every process trains on its part of the data, and keeps its part of the parameters.
 
     | `sharding_strategy` | split | replicated |
@@ -120,14 +120,13 @@ class FSDPStrategy(ShardedStrategy):
         self._options = read_options(kwargs)
         check_together(self._sharding, device_mesh, self._options)
         self._asked_mesh = device_mesh
-        self._mesh: DeviceMesh | None = None
         self._offloads = offloads(cpu_offload)
         self.mixed_precision = mixed_precision
         self._own_casts = read_casts(mixed_precision)
         check_policy("auto_wrap_policy", auto_wrap_policy)
         self._unit_policy = auto_wrap_policy
         self._recompute_policy = _recompute_policy(activation_checkpointing, activation_checkpointing_policy)
-        self._split_here: WeakSet[Module] = WeakSet()
+        self._split_here = ModulesKnownHere()
 
     @classmethod
     def register_strategies(cls, strategy_registry: Registry[type[Strategy]]) -> None:
@@ -165,20 +164,6 @@ class FSDPStrategy(ShardedStrategy):
         """The types in which parameters are gathered and gradients reduced: those given, or the precision's."""
         return self.mixed_precision or self.precision.mixed_precision_config
 
-    @property
-    def device_mesh(self) -> DeviceMesh:
-        """The processes, ordered into replicas and shards.
-
-        Raises:
-            NotLaunchedError: If they have not been started.
-        """
-        if self._mesh is None:
-            raise NotLaunchedError(
-                "FSDPStrategy.device_mesh was read before the processes were started. A mesh is made of processes."
-                " Call `fabric.launch()` first."
-            )
-        return self._mesh
-
     def setup_environment(self) -> None:
         """Take the device, join the other processes, and take a place in the mesh."""
         super().setup_environment()
@@ -201,11 +186,7 @@ class FSDPStrategy(ShardedStrategy):
         Args:
             empty_init: Make them on the meta device: without memory, until they are split.
         """
-        with ExitStack() as stack:
-            stack.enter_context(self.precision.module_init_context())
-            if empty_init:
-                stack.enter_context(torch.device("meta"))
-            stack.enter_context(self.module_sharded_context())
+        with super().module_init_context(empty_init), self.module_sharded_context():
             yield
 
     def module_sharded_context(self) -> AbstractContextManager[Any]:
@@ -321,12 +302,17 @@ def _cast_buffers(part: Module, dtype: torch.dtype) -> None:
             buffer.data = buffer.data.to(dtype)
 
 
+def _shown(precision: object) -> str:
+    return f"{type(precision).__name__}(...)" if isinstance(precision, Precision) else repr(precision)
+
+
 def _checked(precision: Precision | None) -> Precision | None:
     if precision is not None and not isinstance(precision, FSDPPrecision):
+        name = precision.precision if isinstance(precision, Precision) else "bf16-mixed"
         raise ArgumentTypeError(
-            f"FSDPStrategy(precision={type(precision).__name__}(...)) does not say in which types to gather and reduce."
-            " Parameters that are split need a precision that does."
-            f" Pass FSDPPrecision({precision.precision!r}), or precision={precision.precision!r} to Fabric or Trainer."
+            f"FSDPStrategy(precision={_shown(precision)}) does not say in which types to gather and reduce. Parameters"
+            f" that are split need a precision that does. Pass FSDPPrecision({name!r}), or precision={name!r} to Fabric"
+            " or Trainer."
         )
     return precision
 

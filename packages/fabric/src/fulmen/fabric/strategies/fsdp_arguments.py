@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn import Module, Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -103,15 +104,15 @@ def _check_kinds(options: dict[str, Any]) -> None:
             fits, wanted = isinstance(value, bool), "True or False"
         elif name in ("param_init_fn", "shard_placement_fn"):
             fits, wanted = value is None or callable(value), "a function"
+        elif name == "process_group":
+            fits, wanted = value is None or isinstance(value, ProcessGroup), "what torch.distributed.new_group returns"
         else:
-            fits, wanted = (
-                name != "reshard_after_forward" or value is None or isinstance(value, int),
-                "a bool or an int",
-            )
+            is_size = isinstance(value, int) and (isinstance(value, bool) or value > 1)
+            fits, wanted = value is None or is_size, "True, False, or over how many processes, 2 or more"
         if not fits:
             raise ArgumentTypeError(
-                f"FSDPStrategy({name}={value!r}) is of the type {type(value).__name__}. torch's fully_shard would fail"
-                f" at it after the processes were started. Pass {wanted}."
+                f"FSDPStrategy({name}={value!r}) got a {type(value).__name__} that torch's fully_shard does not take."
+                f" It would fail at it after the processes were started. Pass {wanted}."
             )
 
 
@@ -166,6 +167,11 @@ def check_together(name: ShardingName, device_mesh: Any, options: Options) -> No
             " twice what happens to parameters after forward: this sharding strategy keeps them."
             " Leave one of them out."
         )
+    if options.process_group is not None and (name == "NO_SHARD" or name in _HYBRID):
+        raise ConfigurationError(
+            f"FSDPStrategy(sharding_strategy={name!r}, process_group=...) names one group of processes. Replicas and"
+            " shards need a group for each axis. Pass device_mesh=(number of replicas, processes in each)."
+        )
     if device_mesh is None:
         return
     if options.process_group is not None:
@@ -173,19 +179,29 @@ def check_together(name: ShardingName, device_mesh: Any, options: Options) -> No
             "FSDPStrategy(process_group=..., device_mesh=...) says twice which processes share parameters."
             " A mesh has its own process groups. Pass only one of them."
         )
-    sizes = isinstance(device_mesh, tuple | list) and all(isinstance(size, int) for size in device_mesh)
-    if not isinstance(device_mesh, DeviceMesh) and not (sizes and len(device_mesh) == 2):
-        raise ArgumentTypeError(
-            f"FSDPStrategy(device_mesh={device_mesh!r}) is no mesh. It orders the processes into groups that split"
-            " parameters, and says how many such groups there are."
-            " Pass (number of groups, processes in each), or a DeviceMesh."
-        )
+    if not isinstance(device_mesh, DeviceMesh):
+        _check_sizes(device_mesh)
     num_axes = device_mesh.ndim if isinstance(device_mesh, DeviceMesh) else 2
     if num_axes != (2 if name in _HYBRID else 1):
         raise ConfigurationError(
             f"FSDPStrategy(sharding_strategy={name!r}, device_mesh=...) got a mesh of {num_axes} axes. Hybrid sharding"
             " replicates over the first axis and splits over the second; the others have one axis."
             " Pass sharding_strategy='HYBRID_SHARD' with two axes, or leave the mesh out."
+        )
+
+
+def _check_sizes(device_mesh: Any) -> None:
+    is_pair = isinstance(device_mesh, tuple | list) and len(device_mesh) == 2
+    if not is_pair or any(not isinstance(size, int) or isinstance(size, bool) for size in device_mesh):
+        raise ArgumentTypeError(
+            f"FSDPStrategy(device_mesh={device_mesh!r}) is no mesh. It orders the processes into groups that split"
+            " parameters, and says how many such groups there are."
+            " Pass (number of groups, processes in each), or a DeviceMesh."
+        )
+    if min(device_mesh) < 1:
+        raise ConfigurationError(
+            f"FSDPStrategy(device_mesh={device_mesh!r}) has no room for a process. The sizes are the number of groups"
+            " and of processes in each. Pass two numbers of 1 or more, whose product is the number of processes."
         )
 
 
@@ -209,13 +225,8 @@ def make_mesh(
         return DeviceMesh(device_type, asked.mesh.reshape(-1, 1), mesh_dim_names=AXES)
     if isinstance(asked, DeviceMesh):
         return asked
-    if options.process_group is not None and name not in ("NO_SHARD", *_HYBRID):
-        return DeviceMesh.from_group(options.process_group, device_type, mesh_dim_names=AXES[1:])
     if options.process_group is not None:
-        raise ConfigurationError(
-            f"FSDPStrategy(sharding_strategy={name!r}, process_group=...) names one group of processes. Replicas and"
-            " shards need a group for each axis. Pass device_mesh=(number of replicas, processes in each)."
-        )
+        return DeviceMesh.from_group(options.process_group, device_type, mesh_dim_names=AXES[1:])
     if name == "NO_SHARD":
         return init_device_mesh(device_type, (world_size, 1), mesh_dim_names=AXES)
     if name not in _HYBRID:

@@ -5,28 +5,28 @@ Built on DTensor; `fully_shard` and `parallelize_module` of torch say how.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import inspect
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Literal
 
-import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 
+from fulmen.fabric.arguments import check_flag
 from fulmen.fabric.collectives.process_group import default_pg_timeout
-from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, NotLaunchedError
+from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.strategies.materialize import reset_values, warn_without_values, without_memory
-from fulmen.fabric.strategies.sharded import ShardedStrategy
+from fulmen.fabric.strategies.mesh import MeshStrategy
 from fulmen.fabric.strategies.sharded_tensors import is_dtensor
 
 Size = int | Literal["auto"]
 AXES = ("data_parallel", "tensor_parallel")
 
 
-class ModelParallelStrategy(ShardedStrategy):
+class ModelParallelStrategy(MeshStrategy):
     """Tensor parallel and data parallel, as the user says.
 
     Processes form a mesh of two axes. Those in one row of "tensor_parallel" work on the same batches, each on a part of
@@ -54,7 +54,7 @@ class ModelParallelStrategy(ShardedStrategy):
         process_group_backend: str | None = None,
         timeout: timedelta | None = default_pg_timeout,
     ) -> None:
-        if not callable(parallelize_fn):
+        if inspect.isclass(parallelize_fn) or not callable(parallelize_fn):
             raise ArgumentTypeError(
                 f"ModelParallelStrategy(parallelize_fn={parallelize_fn!r}) is no function. It says how the module is"
                 " split. Pass a function of (module, device_mesh) that returns the module."
@@ -65,13 +65,14 @@ class ModelParallelStrategy(ShardedStrategy):
                     f"ModelParallelStrategy({name}={size!r}) is no number of processes. An axis of the mesh has at"
                     " least one. Pass a positive int, or 'auto'."
                 )
+        _check_parameters(parallelize_fn)
+        check_flag(self, "save_distributed_checkpoint", save_distributed_checkpoint)
         super().__init__(
             process_group_backend=process_group_backend, timeout=timeout, saves_shards=save_distributed_checkpoint
         )
         self._parallelize_fn = parallelize_fn
         self._data_parallel_size: Size = data_parallel_size
         self._tensor_parallel_size: Size = tensor_parallel_size
-        self._mesh: DeviceMesh | None = None
 
     @property
     def precision(self) -> Precision:
@@ -86,20 +87,6 @@ class ModelParallelStrategy(ShardedStrategy):
                 " gradient has overflowed is not known over tensors of several meshes. Pass precision='bf16-mixed'."
             )
         self._precision = precision
-
-    @property
-    def device_mesh(self) -> DeviceMesh:
-        """The processes, with the axes "data_parallel" and "tensor_parallel".
-
-        Raises:
-            NotLaunchedError: If they have not been started.
-        """
-        if self._mesh is None:
-            raise NotLaunchedError(
-                "ModelParallelStrategy.device_mesh was read before the processes were started. A mesh is made of"
-                " processes. Call `fabric.launch()` first."
-            )
-        return self._mesh
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any] | None:
@@ -117,19 +104,6 @@ class ModelParallelStrategy(ShardedStrategy):
         super().setup_environment()
         if self._mesh is None:
             self._mesh = init_device_mesh(self.root_device.type, sizes, mesh_dim_names=AXES)
-
-    @contextmanager
-    def module_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
-        """Modules made inside have the right type, and are on the CPU until they are split.
-
-        Args:
-            empty_init: Make them on the meta device: without memory, until they are split.
-        """
-        with ExitStack() as stack:
-            stack.enter_context(self.precision.module_init_context())
-            if empty_init:
-                stack.enter_context(torch.device("meta"))
-            yield
 
     def split_module(self, module: Module) -> Module:
         """What `parallelize_fn` makes of the module, with memory where it has none.
@@ -218,6 +192,19 @@ def axis_sizes(data: Size, tensor: Size, num_nodes: int, num_processes: int) -> 
             f" Pass sizes whose product is {world_size}, or other devices or num_nodes."
         )
     return sizes
+
+
+def _check_parameters(parallelize_fn: Callable[..., Any]) -> None:
+    try:
+        inspect.signature(parallelize_fn).bind("module", "device_mesh")
+    except TypeError as error:
+        raise ArgumentTypeError(
+            f"ModelParallelStrategy(parallelize_fn={_shown(parallelize_fn)}) cannot be called with two arguments:"
+            f" {error}. It gets the module and the mesh in every process."
+            " Write `def parallelize(module, device_mesh): ...`, and return the module."
+        ) from error
+    except ValueError:  # some functions written in C do not say
+        pass
 
 
 def _shown(function: Callable[..., Any]) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from abc import ABC
 from datetime import timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor
 
 from fulmen.fabric.accelerators.base import Accelerator
+from fulmen.fabric.arguments import check_part, check_text
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
+from fulmen.fabric.checkpoint_io.ranks import Ranks
 from fulmen.fabric.collectives import process_group, tensors
 from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.environments.default import LightningEnvironment
@@ -21,7 +23,7 @@ from fulmen.fabric.launchers.script import ScriptLauncher
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.rank_zero import rank_zero_only
 from fulmen.fabric.strategies.base import Strategy, TBroadcast
-from fulmen.fabric.types import ReduceOp
+from fulmen.fabric.types import PathLike, ReduceOp
 
 
 class ParallelStrategy(Strategy, ABC):
@@ -46,6 +48,16 @@ class ParallelStrategy(Strategy, ABC):
         precision: Precision | None = None,
     ) -> None:
         super().__init__(accelerator=accelerator, checkpoint_io=checkpoint_io, precision=precision)
+        check_part(self, "cluster_environment", cluster_environment, method="global_rank", kind="ClusterEnvironment")
+        if parallel_devices is not None and not (
+            isinstance(parallel_devices, list | tuple)
+            and all(isinstance(device, torch.device) for device in parallel_devices)
+        ):
+            raise ArgumentTypeError(
+                f"{type(self).__name__}(parallel_devices={parallel_devices!r}) is no list of devices. Each of them gets"
+                " a process or a replica. Pass [torch.device('cuda', 0), ...], or leave it out and pass devices=... to"
+                " Fabric or Trainer."
+            )
         self._parallel_devices = parallel_devices
         self._num_nodes = 1
         self.cluster_environment = cluster_environment
@@ -151,11 +163,33 @@ class ParallelStrategy(Strategy, ABC):
         votes = torch.tensor(int(decision), device=self.root_device)
         return bool(tensors.reduce_tensor(votes, op="min" if all else "max"))
 
+    def read_checkpoint(self, path: PathLike, weights_only: bool | None = None) -> dict[str, Any]:
+        """What is in a file, on the CPU. All processes must call it: they wait for what one of them still writes."""
+        self.wait_for_saves()
+        return super().read_checkpoint(path, weights_only)
+
+    def wait_for_saves(self) -> None:
+        """Wait until no process has a save under way. All must call it; if one has failed, all hear of it."""
+        if self.checkpoint_io.saves_in_background:
+            Ranks().each(self.checkpoint_io.wait)
+
     def teardown(self) -> None:
         """Release what the run held. The process group stays open for the next run of the program."""
         super().teardown()
         if self.cluster_environment is not None:
             self.cluster_environment.teardown()
+
+
+class Parts(TypedDict, total=False):
+    """The arguments of `ProcessGroupStrategy`."""
+
+    accelerator: Accelerator | None
+    parallel_devices: list[torch.device] | None
+    cluster_environment: ClusterEnvironment | None
+    checkpoint_io: CheckpointIO | None
+    precision: Precision | None
+    process_group_backend: str | None
+    timeout: timedelta | None
 
 
 class ProcessGroupStrategy(ParallelStrategy, ABC):
@@ -189,6 +223,7 @@ class ProcessGroupStrategy(ParallelStrategy, ABC):
                 f"{type(self).__name__}(timeout={timeout!r}) is a {type(timeout).__name__}. It says how long a"
                 " collective waits. Pass a datetime.timedelta, such as timedelta(minutes=5)."
             )
+        check_text(self, "process_group_backend", process_group_backend, "It says by what the processes communicate.")
         self._process_group_backend = process_group_backend
         self._timeout = timeout
 

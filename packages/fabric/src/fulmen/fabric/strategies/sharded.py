@@ -9,26 +9,22 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, ref
+from typing import TYPE_CHECKING, Any, Unpack
+from weakref import ref
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from fulmen.fabric.accelerators.base import Accelerator
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
 from fulmen.fabric.checkpoint_io.ranks import Ranks
-from fulmen.fabric.collectives.process_group import default_pg_timeout
-from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.errors import ArgumentTypeError, CheckpointKeyError, ConfigurationError
 from fulmen.fabric.filesystem import get_filesystem, is_local
-from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.seeding import collect_rng_state, restore_rng_state
 from fulmen.fabric.strategies.base import Filter, check_keys, refuse_empty, users_module
-from fulmen.fabric.strategies.parallel import ProcessGroupStrategy
+from fulmen.fabric.strategies.known_here import NotesOnModulesHere
+from fulmen.fabric.strategies.parallel import Parts, ProcessGroupStrategy
 from fulmen.fabric.strategies.sharded_state import (
     ParameterBook,
     empty_optimizer_state,
@@ -51,34 +47,15 @@ class ShardedStrategy(ProcessGroupStrategy, ABC):
     A subclass splits modules in `split_module`.
 
     Args:
-        accelerator, parallel_devices, cluster_environment, checkpoint_io, precision: See `ParallelStrategy`.
-        process_group_backend, timeout: See `ProcessGroupStrategy`.
         saves_shards: Save a folder to which every process writes its shards, and not one file.
+        kwargs: See `ProcessGroupStrategy`.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator | None = None,
-        parallel_devices: list[torch.device] | None = None,
-        cluster_environment: ClusterEnvironment | None = None,
-        checkpoint_io: CheckpointIO | None = None,
-        precision: Precision | None = None,
-        process_group_backend: str | None = None,
-        timeout: timedelta | None = default_pg_timeout,
-        saves_shards: bool = True,
-    ) -> None:
-        super().__init__(
-            accelerator=accelerator,
-            parallel_devices=parallel_devices,
-            cluster_environment=cluster_environment,
-            checkpoint_io=checkpoint_io,
-            precision=precision,
-            process_group_backend=process_group_backend,
-            timeout=timeout,
-        )
+    def __init__(self, *, saves_shards: bool = True, **kwargs: Unpack[Parts]) -> None:
+        super().__init__(**kwargs)
         self._saves_shards = saves_shards
         self._book = ParameterBook()
-        self._units: WeakKeyDictionary[Module, list[ref[FSDPModule]]] = WeakKeyDictionary()
+        self._units: NotesOnModulesHere[list[ref[FSDPModule]]] = NotesOnModulesHere()
 
     @property
     def saves_shards(self) -> bool:
@@ -265,7 +242,7 @@ class ShardedStrategy(ProcessGroupStrategy, ABC):
 
         refuse_empty(path, state)
         path = self.broadcast(os.fspath(path))
-        self._settled_io()
+        self.wait_for_saves()
         if not is_sharded(path):
             return super().load_checkpoint(path, state, strict, weights_only)
         return self._load_folder(path, state, strict)
@@ -275,22 +252,20 @@ class ShardedStrategy(ProcessGroupStrategy, ABC):
         from fulmen.fabric.checkpoint_io.lazy import lazy_load
         from fulmen.fabric.checkpoint_io.torch import TorchCheckpointIO
 
-        if weights_only is False or type(self._settled_io()) is not TorchCheckpointIO:
+        if weights_only is False or type(self._writing_io()) is not TorchCheckpointIO:
             return super().read_checkpoint(path, weights_only)
+        self.wait_for_saves()
         is_first = self.local_rank == 0
         with self._on_this_machine(path) as here:
             # One process of each machine compares the file with its digests; if it is damaged, all hear of it.
             return Ranks().each(lambda: lazy_load(here, verify=is_first))
 
-    def _settled_io(self) -> CheckpointIO:
-        """What writes checkpoints, when what was begun in the background is written."""
+    def _writing_io(self) -> CheckpointIO:
+        """What writes checkpoints, in the background or not."""
         from fulmen.fabric.checkpoint_io.background import AsyncCheckpointIO
 
         io = self.checkpoint_io
-        if isinstance(io, AsyncCheckpointIO):
-            io.wait()
-            return io.checkpoint_io
-        return io
+        return io.checkpoint_io if isinstance(io, AsyncCheckpointIO) else io
 
     @contextmanager
     def _on_this_machine(self, path: PathLike) -> Iterator[PathLike]:

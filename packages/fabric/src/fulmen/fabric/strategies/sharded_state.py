@@ -29,12 +29,15 @@ def named_parameters(module: Module) -> dict[str, Tensor]:
 class ParameterBook:
     """Which parameter has which name, and which one took the place of which when a module was split.
 
-    Holds no parameter alive.
+    Holds no parameter alive; a copy is empty.
     """
 
     def __init__(self) -> None:
         self._names: Any = WeakIdKeyDictionary()
         self._successors: Any = WeakIdKeyDictionary()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()  # the parameters are of this process
 
     def record(self, before: Mapping[str, Tensor], module: Module) -> None:
         """Take down a module that was just split.

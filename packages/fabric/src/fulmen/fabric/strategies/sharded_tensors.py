@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fulmen.fabric.errors import CheckpointError, ConfigurationError
 
 if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
 
@@ -24,6 +25,24 @@ def is_dtensor(value: object) -> TypeGuard[DTensor]:
     # The module takes seconds to import; where nobody has imported it, there is no DTensor.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(value, module.DTensor)
+
+
+def is_split(module: nn.Module) -> bool:
+    """Are its parameters split over processes, or gathered for the moment?"""
+    if any(map(is_dtensor, module.parameters())):
+        return True
+    return any(True for _ in _units(module))
+
+
+def split_again(module: nn.Module) -> None:
+    """Give up parameters that are still gathered, as after a forward without a backward."""
+    for unit in _units(module):
+        unit.reshard()
+
+
+def _units(module: nn.Module) -> Iterator[FSDPModule]:
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return (part for part in module.modules() if fsdp is not None and isinstance(part, fsdp.FSDPModule))
 
 
 def local_part(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch.nn import Module
 
 from fulmen.fabric.accelerators.base import Accelerator
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
+from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.registry import Registry
 from fulmen.fabric.strategies.base import Strategy, TBroadcast
@@ -34,7 +35,13 @@ class SingleDeviceStrategy(Strategy):
         precision: Precision | None = None,
     ) -> None:
         super().__init__(accelerator=accelerator, checkpoint_io=checkpoint_io, precision=precision)
-        self._root_device = torch.device(device)
+        try:
+            self._root_device = torch.device(device)
+        except (TypeError, RuntimeError) as error:
+            raise ConfigurationError(
+                f"{type(self).__name__}(device={device!r}) names no device of this machine. torch says: {error}"
+                " Pass a torch.device, or its name, such as 'cpu' or 'cuda:0'."
+            ) from error
 
     @property
     def root_device(self) -> torch.device:

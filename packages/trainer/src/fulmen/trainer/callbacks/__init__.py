@@ -20,8 +20,20 @@ if TYPE_CHECKING:
     from fulmen.trainer.callbacks.model_summary import ModelSummary as ModelSummary
     from fulmen.trainer.callbacks.monitored import MetricNotLoggedError as MetricNotLoggedError
     from fulmen.trainer.callbacks.on_exception_checkpoint import OnExceptionCheckpoint as OnExceptionCheckpoint
+    from fulmen.trainer.callbacks.prediction_writer import BasePredictionWriter as BasePredictionWriter
     from fulmen.trainer.callbacks.progress_bar import ProgressBar as ProgressBar
     from fulmen.trainer.callbacks.progress_bar import get_standard_metrics as get_standard_metrics
+    from fulmen.trainer.callbacks.pruning import ModelPruning as ModelPruning
+    from fulmen.trainer.callbacks.rich_columns import BatchesProcessedColumn as BatchesProcessedColumn
+    from fulmen.trainer.callbacks.rich_columns import CustomBarColumn as CustomBarColumn
+    from fulmen.trainer.callbacks.rich_columns import CustomInfiniteTask as CustomInfiniteTask
+    from fulmen.trainer.callbacks.rich_columns import CustomProgress as CustomProgress
+    from fulmen.trainer.callbacks.rich_columns import CustomTimeColumn as CustomTimeColumn
+    from fulmen.trainer.callbacks.rich_columns import MetricsTextColumn as MetricsTextColumn
+    from fulmen.trainer.callbacks.rich_columns import ProcessingSpeedColumn as ProcessingSpeedColumn
+    from fulmen.trainer.callbacks.rich_model_summary import RichModelSummary as RichModelSummary
+    from fulmen.trainer.callbacks.rich_progress_bar import RichProgressBar as RichProgressBar
+    from fulmen.trainer.callbacks.rich_theme import RichProgressBarTheme as RichProgressBarTheme
     from fulmen.trainer.callbacks.spike import SpikeDetection as SpikeDetection
     from fulmen.trainer.callbacks.stochastic_weight_averaging import (
         StochasticWeightAveraging as StochasticWeightAveraging,
@@ -35,12 +47,19 @@ if TYPE_CHECKING:
     from fulmen.trainer.callbacks.weight_averaging import EMAWeightAveraging as EMAWeightAveraging
     from fulmen.trainer.callbacks.weight_averaging import WeightAveraging as WeightAveraging
     from fulmen.trainer.core.callback import Callback as Callback
+    from fulmen.trainer.core.writes_predictions import WriteInterval as WriteInterval
 
 __all__ = [
     "BackboneFinetuning",
     "BaseFinetuning",
+    "BasePredictionWriter",
+    "BatchesProcessedColumn",
     "Callback",
     "Checkpoint",
+    "CustomBarColumn",
+    "CustomInfiniteTask",
+    "CustomProgress",
+    "CustomTimeColumn",
     "DeviceStatsMonitor",
     "EMAWeightAveraging",
     "EarlyStopping",
@@ -50,10 +69,16 @@ __all__ = [
     "LambdaCallback",
     "LearningRateMonitor",
     "MetricNotLoggedError",
+    "MetricsTextColumn",
     "ModelCheckpoint",
+    "ModelPruning",
     "ModelSummary",
     "OnExceptionCheckpoint",
+    "ProcessingSpeedColumn",
     "ProgressBar",
+    "RichModelSummary",
+    "RichProgressBar",
+    "RichProgressBarTheme",
     "SpikeDetection",
     "StochasticWeightAveraging",
     "TQDMProgressBar",
@@ -61,6 +86,7 @@ __all__ = [
     "Timer",
     "Tqdm",
     "WeightAveraging",
+    "WriteInterval",
     "convert_inf",
     "get_standard_metrics",
 ]
@@ -70,8 +96,14 @@ __getattr__, __dir__ = lazy_face(
     {
         "BackboneFinetuning": "fulmen.trainer.callbacks.finetuning",
         "BaseFinetuning": "fulmen.trainer.callbacks.finetuning",
+        "BasePredictionWriter": "fulmen.trainer.callbacks.prediction_writer",
+        "BatchesProcessedColumn": "fulmen.trainer.callbacks.rich_columns",
         "Callback": "fulmen.trainer.core.callback",
         "Checkpoint": "fulmen.trainer.callbacks.checkpoint",
+        "CustomBarColumn": "fulmen.trainer.callbacks.rich_columns",
+        "CustomInfiniteTask": "fulmen.trainer.callbacks.rich_columns",
+        "CustomProgress": "fulmen.trainer.callbacks.rich_columns",
+        "CustomTimeColumn": "fulmen.trainer.callbacks.rich_columns",
         "DeviceStatsMonitor": "fulmen.trainer.callbacks.device_stats",
         "EMAWeightAveraging": "fulmen.trainer.callbacks.weight_averaging",
         "EarlyStopping": "fulmen.trainer.callbacks.early_stopping",
@@ -81,10 +113,16 @@ __getattr__, __dir__ = lazy_face(
         "LambdaCallback": "fulmen.trainer.callbacks.lambda_callback",
         "LearningRateMonitor": "fulmen.trainer.callbacks.lr_monitor",
         "MetricNotLoggedError": "fulmen.trainer.callbacks.monitored",
+        "MetricsTextColumn": "fulmen.trainer.callbacks.rich_columns",
         "ModelCheckpoint": "fulmen.trainer.callbacks.model_checkpoint",
+        "ModelPruning": "fulmen.trainer.callbacks.pruning",
         "ModelSummary": "fulmen.trainer.callbacks.model_summary",
         "OnExceptionCheckpoint": "fulmen.trainer.callbacks.on_exception_checkpoint",
+        "ProcessingSpeedColumn": "fulmen.trainer.callbacks.rich_columns",
         "ProgressBar": "fulmen.trainer.callbacks.progress_bar",
+        "RichModelSummary": "fulmen.trainer.callbacks.rich_model_summary",
+        "RichProgressBar": "fulmen.trainer.callbacks.rich_progress_bar",
+        "RichProgressBarTheme": "fulmen.trainer.callbacks.rich_theme",
         "SpikeDetection": "fulmen.trainer.callbacks.spike",
         "StochasticWeightAveraging": "fulmen.trainer.callbacks.stochastic_weight_averaging",
         "TQDMProgressBar": "fulmen.trainer.callbacks.tqdm_progress_bar",
@@ -92,6 +130,7 @@ __getattr__, __dir__ = lazy_face(
         "Timer": "fulmen.trainer.callbacks.timer",
         "Tqdm": "fulmen.trainer.callbacks.tqdm_bar",
         "WeightAveraging": "fulmen.trainer.callbacks.weight_averaging",
+        "WriteInterval": "fulmen.trainer.core.writes_predictions",
         "convert_inf": "fulmen.trainer.callbacks.tqdm_bar",
         "get_standard_metrics": "fulmen.trainer.callbacks.progress_bar",
     },

@@ -55,7 +55,7 @@ class DeviceStatsMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Log, after as many batches as in training."""
-        self._log_evaluation(trainer, "on_validation_batch_start", batch_idx)
+        self._log_evaluation(trainer, "start", batch_idx)
 
     def on_validation_batch_end(
         self,
@@ -67,30 +67,14 @@ class DeviceStatsMonitor(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Log, after as many batches as in training."""
-        self._log_evaluation(trainer, "on_validation_batch_end", batch_idx)
+        self._log_evaluation(trainer, "end", batch_idx)
 
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Log, after as many batches as in training."""
-        self._log_evaluation(trainer, "on_test_batch_start", batch_idx)
+    on_test_batch_start, on_test_batch_end = on_validation_batch_start, on_validation_batch_end
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Log, after as many batches as in training."""
-        self._log_evaluation(trainer, "on_test_batch_end", batch_idx)
-
-    def _log_evaluation(self, trainer: Trainer, moment: str, batch_idx: int) -> None:
+    def _log_evaluation(self, trainer: Trainer, side: str, batch_idx: int) -> None:
         every = trainer.log_every_n_steps
         if every and (batch_idx + 1) % every == 0 and not trainer.sanity_checking:
-            self._log(trainer, moment)
+            self._log(trainer, f"on_{'test' if trainer.testing else 'validation'}_batch_{side}")
 
     def _log(self, trainer: Trainer, moment: str) -> None:
         if not trainer.is_global_zero:

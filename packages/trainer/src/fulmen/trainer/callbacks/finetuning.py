@@ -37,7 +37,7 @@ class BaseFinetuning(Callback):
 
     Raises:
         NotDefinedError: If a method that a subclass must define is called, and is not there.
-        ConfigurationError: When a fit begins in several processes.
+        ConfigurationError: When a fit begins, if parameters are split over processes.
     """
 
     def __init__(self) -> None:
@@ -59,12 +59,13 @@ class BaseFinetuning(Callback):
         self._module, self._optimizers, self._restored = None, [], None
         if stage != "fit":
             return
-        if trainer.world_size > 1:
-            # What joins the gradients was built over the parameters that were not frozen then.
+        strategy = trainer.strategy
+        if strategy.shards_parameters or strategy.handles_gradient_accumulation:
+            # They lay out parameters, and the state of optimizers over them, once and for all.
             raise ConfigurationError(
-                f"{type(self).__name__} cannot be used in {trainer.world_size} processes. The gradients of parameters"
-                " that are unfrozen later would not be joined, and the processes would drift apart. Use one device, or"
-                " freeze in the module's __init__ and fit twice, the second time with all parameters unfrozen."
+                f"{type(self).__name__} cannot be used with {type(strategy).__name__}. Which parameters are trained is"
+                " settled there when the module is split, and what is unfrozen later would stay as it is. Use"
+                " strategy='ddp', or fit twice, the second time with all parameters unfrozen in the module's __init__."
             )
         self.freeze_before_training(pl_module)
 
@@ -74,6 +75,7 @@ class BaseFinetuning(Callback):
         restored, self._restored = self._restored, None
         if restored is None:
             return
+        before = _trained(pl_module)
         parameters = dict(pl_module.named_parameters())
         for index, groups in restored["internal_optimizer_metadata"].items():
             self._regroup(self._optimizers[int(index)], groups, parameters)
@@ -84,11 +86,17 @@ class BaseFinetuning(Callback):
             for name, layer in pl_module.named_modules():
                 if isinstance(layer, _BatchNorm):
                     layer.track_running_stats = name not in still
+        if _trained(pl_module) != before:
+            trainer.strategy.on_trained_parameters_change()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let `finetune_function` decide for this epoch."""
+        before = _trained(pl_module)
         for optimizer in trainer.optimizers:
             self.finetune_function(pl_module, trainer.current_epoch, optimizer)
+        if _trained(pl_module) != before:
+            trainer.strategy.on_trained_parameters_change()
+            trainer.fit_loop.epoch_loop.setup_steps()  # they may go through another wrapper now
 
     def state_dict(self) -> dict[str, Any]:
         """The parameter groups by names, and what is frozen."""
@@ -327,6 +335,10 @@ class BackboneFinetuning(BaseFinetuning):
 def _named(group: dict[str, Any], names: dict[int, str]) -> dict[str, Any]:
     """A parameter group with names in place of parameters."""
     return {**group, "params": [names[id(parameter)] for parameter in group["params"] if id(parameter) in names]}
+
+
+def _trained(module: nn.Module) -> list[bool]:
+    return [parameter.requires_grad for parameter in module.parameters()]
 
 
 def _switch(layer: nn.Module, *, trains: bool) -> None:

@@ -3,9 +3,11 @@
 from typing import Any
 
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
+from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.trainer._typing import Trainer
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
+from fulmen.trainer.signature import is_overridden
 
 
 class GradientAccumulationScheduler(Callback):
@@ -52,6 +54,10 @@ class GradientAccumulationScheduler(Callback):
         """Batches to an optimizer step in `epoch` (0-based)."""
         return self.scheduling[max(begin for begin in self.epochs if begin <= epoch)]
 
+    def batches_to_a_step(self, epoch: int) -> int:
+        """As `get_accumulate_grad_batches`."""
+        return self.get_accumulate_grad_batches(epoch)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that nobody else decides, and settle the epoch that a resume begins with."""
         name = type(pl_module).__name__
@@ -66,6 +72,13 @@ class GradientAccumulationScheduler(Callback):
                 f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}) meets a"
                 " GradientAccumulationScheduler. Both say how many batches make an optimizer step."
                 " Leave the argument out, or remove the callback."
+            )
+        heard = [hook for hook in ("optimizer_step", "optimizer_zero_grad") if is_overridden(hook, pl_module)]
+        if heard and self.going_to_accumulate_grad_batches():
+            rank_zero_warn(
+                f"{name} overrides {' and '.join(heard)}, and a GradientAccumulationScheduler accumulates. These hooks"
+                " are called once for each optimizer step, and not for each batch. Do what each batch needs in"
+                " on_train_batch_end."
             )
         self._decides = True
         trainer.accumulate_grad_batches = self.get_accumulate_grad_batches(trainer.current_epoch)

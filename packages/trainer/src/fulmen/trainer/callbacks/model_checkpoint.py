@@ -1,28 +1,41 @@
 """When to save, and what to keep."""
 
 import os
-import re
 import time
-import weakref
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from string import Formatter
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.filesystem import exists, get_filesystem, is_local, list_dir
 from fulmen.fabric.rank_zero import rank_zero_info, rank_zero_warn
 from fulmen.trainer._typing import Trainer
 from fulmen.trainer.callbacks.checkpoint import Checkpoint
-from fulmen.trainer.callbacks.links import link_or_copy
-from fulmen.trainer.callbacks.monitored import MetricNotLoggedError, check_mode, not_logged, validated_once_per_epoch
-from fulmen.trainer.callbacks.save_rules import check_intervals, check_top_k, validates, validation_follows
-from fulmen.trainer.checkpoint.filename import check_template, default_template, fill_template, first_free
-from fulmen.trainer.checkpoint.ranking import Ranking, worst_possible
+from fulmen.trainer.callbacks.monitored import MetricNotLoggedError, check_mode, not_logged
+from fulmen.trainer.callbacks.outdated import give_second_name, remove_outdated
+from fulmen.trainer.callbacks.save_rules import (
+    check_intervals,
+    check_save_last,
+    check_top_k,
+    gets_fresher,
+    refuse_unwritable,
+    saves_at_epoch_end,
+    values_of,
+)
+from fulmen.trainer.checkpoint.filename import (
+    check_template,
+    default_template,
+    fill_template,
+    first_free,
+    pattern_of,
+)
+from fulmen.trainer.checkpoint.kept import moved_ranking, refound
+from fulmen.trainer.checkpoint.paths import checkpoint_dir
+from fulmen.trainer.checkpoint.place import absolute, is_in_folder
+from fulmen.trainer.checkpoint.ranking import Ranking, best_first, worst_possible
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.run.agreed_clock import AgreedClock
 from fulmen.trainer.stages import EntryPoint
@@ -36,7 +49,8 @@ class ModelCheckpoint(Checkpoint):
         filename: Template such as "{epoch}-{val_loss:.2f}", without extension; by default "{epoch}-{step}".
         monitor: Name of the logged metric to rank by; without one, the youngest is the best.
         verbose: Log what is saved and what is not.
-        save_last: Also keep the last one as `last.ckpt`; "link": as a link to the file that was saved last.
+        save_last: Also keep the last one as `last.ckpt`, another name of the same file if that is kept anyway; "link":
+            as a symbolic link to the file that was saved last.
         save_top_k: How many to keep; -1 for all, 0 for none.
         save_on_exception: Also save when the run fails.
         save_weights_only: Leave out what only resuming needs.
@@ -82,11 +96,7 @@ class ModelCheckpoint(Checkpoint):
         self.mode = check_mode(mode, "ModelCheckpoint")
         check_top_k(save_top_k, monitor)
         check_intervals(every_n_train_steps, train_time_interval, every_n_epochs)
-        if save_last not in (None, True, False, "link"):
-            raise ConfigurationError(
-                f"ModelCheckpoint(save_last={save_last!r}) is unknown. The last checkpoint is a file or a link."
-                " Pass save_last=True, save_last='link' or save_last=False."
-            )
+        check_save_last(save_last)
         check_template(filename or "")
         self.monitor = monitor
         self.verbose = verbose
@@ -95,7 +105,7 @@ class ModelCheckpoint(Checkpoint):
         self.save_on_exception = save_on_exception
         self.save_weights_only = save_weights_only
         self.auto_insert_metric_name = auto_insert_metric_name
-        self.dirpath: str | None = _absolute(dirpath) if dirpath else None
+        self.dirpath: str | None = absolute(dirpath) if dirpath else None
         self.filename = filename
         self.current_score: Tensor | None = None
         self.best_k_models: dict[str, Tensor] = {}
@@ -113,9 +123,9 @@ class ModelCheckpoint(Checkpoint):
         self._looks_at_steps = bool(self._every_n_train_steps) or train_time_interval is not None
         self._last_global_step_saved, self._last_checkpoint_saved = 0, ""  # before the first step: nothing to save
         self._waits_for_validation = self._has_validated = False
+        self._restored_from: str | None = None
         self._trains = True  # until setup says what runs
-        self._last_save_s = time.monotonic()
-        self._agreement = AgreedClock()
+        self._last_save_s, self._agreement = time.monotonic(), AgreedClock()
 
     @property
     def every_n_epochs(self) -> int | None:
@@ -143,10 +153,14 @@ class ModelCheckpoint(Checkpoint):
         if saves and self.dirpath and list_dir(self.dirpath):
             rank_zero_warn(f"The checkpoint folder {self.dirpath!r} is not empty. Files in it are not overwritten.")
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say now if no checkpoint can be written."""
+        if self.save_top_k != 0 or self.save_last or self.save_on_exception:
+            refuse_unwritable(trainer, self.folder(trainer), pl_module)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first time interval begins."""
-        self._last_save_s = time.monotonic()
-        self._agreement = AgreedClock()
+        self._last_save_s, self._agreement = time.monotonic(), AgreedClock()
         self._has_validated = self._waits_for_validation = False
 
     def on_train_batch_end(
@@ -161,7 +175,7 @@ class ModelCheckpoint(Checkpoint):
             self._last_save_s = time.monotonic()
         if not by_steps and not by_time:
             return
-        if self.monitor is not None and self._gets_fresher(trainer, batch_idx):
+        if self.monitor is not None and gets_fresher(trainer, self.monitor, batch_idx):
             self._waits_for_validation = True
             return
         self._save(trainer)
@@ -172,7 +186,7 @@ class ModelCheckpoint(Checkpoint):
             return
         # Validation by the clock may not come after the batch after which it was expected.
         was_let_down = self._waits_for_validation and self.monitor in trainer.callback_metrics
-        if was_let_down or (self._saves_at_epoch_end(trainer) and self._is_epoch_due(trainer)):
+        if was_let_down or (saves_at_epoch_end(trainer, self._save_on_train_epoch_end) and self._is_epoch_due(trainer)):
             self._waits_for_validation = False
             self._save(trainer)
 
@@ -184,21 +198,25 @@ class ModelCheckpoint(Checkpoint):
         waited, self._waits_for_validation = self._waits_for_validation, False
         if self._is_idle(trainer):
             return
-        if waited or (not self._saves_at_epoch_end(trainer) and self._is_epoch_due(trainer)):
+        if waited or (not saves_at_epoch_end(trainer, self._save_on_train_epoch_end) and self._is_epoch_due(trainer)):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """`save_last` is kept, also in a run too short for any interval."""
         if self.save_last and not self._last_checkpoint_saved and not self._is_idle(trainer):
-            self._remove(trainer, [self._save_last(trainer, self._values(trainer))])
+            before = self.last_model_path
+            self._save_last(trainer, self._path_of_last(trainer, values_of(trainer)))
+            self._remove(trainer, [before])
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save, if so asked."""
         if not self.save_on_exception or self._is_idle(trainer):
             return
-        values = self._values(trainer)
+        values = values_of(trainer)
         self._save_checkpoint(trainer, self._free_path(trainer, values, self.filename, reusable=""))
-        self._remove(trainer, [self._save_last(trainer, values)])
+        before = self.last_model_path
+        self._save_last(trainer, self._path_of_last(trainer, values))
+        self._remove(trainer, [before])
 
     def _is_idle(self, trainer: Trainer) -> bool:
         return (
@@ -217,39 +235,22 @@ class ModelCheckpoint(Checkpoint):
         remaining_s = self._last_save_s + self._train_time_interval.total_seconds() - time.monotonic()
         return self._agreement.is_over(remaining_s, trainer.strategy, trainer.world_size)
 
-    def _saves_at_epoch_end(self, trainer: Trainer) -> bool:
-        if self._save_on_train_epoch_end is not None:
-            return self._save_on_train_epoch_end
-        if not validates(trainer):
-            return True
-        # With one validation per epoch, all metrics are there at the end of the epoch. Otherwise validation decides.
-        return validated_once_per_epoch(trainer)
-
-    def _gets_fresher(self, trainer: Trainer, batch_idx: int) -> bool:
-        """Will validation bring the monitored value, or a newer one, before anything else is trained?"""
-        if not validates(trainer):
-            return False
-        return self.monitor not in trainer.callback_metrics or validation_follows(trainer, batch_idx)
-
     def _save(self, trainer: Trainer) -> None:
-        values = self._values(trainer)
-        outdated = [self._save_ranked(trainer, values), self._save_last(trainer, values)]
-        self._remove(trainer, outdated)
+        values, before = values_of(trainer), self.last_model_path
+        # Known before anything is saved: it stands in the file that gets this second name.
+        last = self._path_of_last(trainer, values)
+        outdated = self._save_ranked(trainer, values, last)
+        self._save_last(trainer, last)
+        self._remove(trainer, [outdated, before])
 
-    def _values(self, trainer: Trainer) -> dict[str, Any]:
-        values: dict[str, Any] = dict(trainer.callback_metrics)
-        for name, count in (("epoch", trainer.current_epoch), ("step", trainer.global_step)):
-            values[name] = values[name].int() if isinstance(values.get(name), Tensor) else torch.tensor(count)
-        return values
-
-    def _save_ranked(self, trainer: Trainer, values: dict[str, Any]) -> str | None:
+    def _save_ranked(self, trainer: Trainer, values: dict[str, Any], last: str) -> str | None:
         """Save if it is worth keeping; answer with the path that it replaces."""
         if self.save_top_k == 0:
             return None
         if self.monitor is None:
             replaced = self.best_model_path if self.save_top_k == 1 else ""
             path = self._free_path(trainer, values, self.filename, reusable=self.best_model_path)
-            self._save_as(trainer, path, best_model_path=path)
+            self._save_as(trainer, path, best_model_path=path, last_model_path=last)
             return replaced
         current = values.get(self.monitor)
         if current is None:
@@ -262,9 +263,9 @@ class ModelCheckpoint(Checkpoint):
         if not self.check_monitor_top_k(trainer, score):
             self._tell(trainer, f"{self.monitor} = {float(score):.5f} is not among the best {self.save_top_k}.")
             return None
-        return self._save_scored(trainer, values, score)
+        return self._save_scored(trainer, values, score, last)
 
-    def _save_scored(self, trainer: Trainer, values: dict[str, Any], score: Tensor) -> str | None:
+    def _save_scored(self, trainer: Trainer, values: dict[str, Any], score: Tensor, last: str) -> str | None:
         before = self._ranking()
         replaced = before.gives_way() or ""
         path = self._free_path(trainer, values, self.filename, reusable=replaced)
@@ -282,6 +283,7 @@ class ModelCheckpoint(Checkpoint):
             kth_value=scores[worst] if is_full else self.kth_value,
             best_model_path=best,
             best_model_score=scores[best],
+            last_model_path=last,
         )
         self._tell(trainer, f"{self.monitor} = {float(score):.5f} (best {float(scores[best]):.5f}): saved {path!r}.")
         return replaced
@@ -294,21 +296,22 @@ class ModelCheckpoint(Checkpoint):
     def _ranking(self) -> Ranking:
         return Ranking(self.save_top_k, self.mode, {path: float(score) for path, score in self.best_k_models.items()})
 
-    def _save_last(self, trainer: Trainer, values: dict[str, Any]) -> str | None:
-        """Save or link the last one; answer with the path that it replaces."""
+    def _save_last(self, trainer: Trainer, path: str) -> None:
+        """Give the checkpoint of this step the second name `path`; save it, if there is none."""
         if not self.save_last:
-            return None
-        replaced = self.last_model_path
-        path = self._free_path(trainer, values, self.CHECKPOINT_NAME_LAST, reusable=replaced)
+            return
         saved = self._last_checkpoint_saved
-        if self.save_last == "link" and saved and saved != path and self.save_top_k != 0 and is_local(path):
+        is_saved = self.save_last == "link" or self._last_global_step_saved == trainer.global_step
+        if is_saved and saved and saved != path and self.save_top_k != 0 and is_local(path):
             self.last_model_path = path
-            if trainer.is_global_zero:
-                link_or_copy(saved, path)
-            trainer.strategy.barrier()
+            give_second_name(trainer, saved, path, symbolic=self.save_last == "link")
         else:
             self._save_as(trainer, path, last_model_path=path)
-        return replaced
+
+    def _path_of_last(self, trainer: Trainer, values: dict[str, Any]) -> str:
+        if not self.save_last:
+            return self.last_model_path
+        return self._free_path(trainer, values, self.CHECKPOINT_NAME_LAST, reusable=self.last_model_path)
 
     def _save_as(self, trainer: Trainer, path: str, **changes: Any) -> None:
         """Save with these changes of state in the checkpoint; if that fails, they did not happen."""
@@ -324,22 +327,12 @@ class ModelCheckpoint(Checkpoint):
         trainer.save_checkpoint(path, self.save_weights_only)
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = path
-        if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                logger.after_save_checkpoint(weakref.proxy(self))
+        self.tell_loggers(trainer, path)
 
     def _remove(self, trainer: Trainer, outdated: list[str | None]) -> None:
         kept = {self.best_model_path, self.last_model_path, *self.best_k_models}
-        resumed_from = _absolute(trainer.ckpt_path) if trainer.ckpt_path else None
-        for path in outdated:
-            if path and path not in kept and _absolute(path) != resumed_from and self._is_in_folder(path):
-                trainer.strategy.remove_checkpoint(path)
-
-    def _is_in_folder(self, path: str) -> bool:
-        # After a resume, paths of another folder may be in the ranking: those belong to the other run.
-        if not is_local(path):
-            return True
-        return self.dirpath is not None and Path(self.dirpath).absolute() in Path(path).absolute().parents
+        gone = [path for path in outdated if path and path not in kept and is_in_folder(path, self.dirpath)]
+        remove_outdated(trainer, gone, self.last_model_path)
 
     def _tell(self, trainer: Trainer, what: str) -> None:
         if self.verbose:
@@ -353,10 +346,7 @@ class ModelCheckpoint(Checkpoint):
             return self.dirpath
         if not trainer.loggers:
             return os.path.join(trainer.default_root_dir, "checkpoints")
-        logger = trainer.loggers[0]
-        root = logger.save_dir if logger.save_dir is not None else trainer.default_root_dir
-        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-        return os.path.join(root, str(logger.name), version, "checkpoints")
+        return checkpoint_dir(trainer.loggers[0], trainer.default_root_dir)
 
     def format_checkpoint_name(
         self,
@@ -391,16 +381,23 @@ class ModelCheckpoint(Checkpoint):
 
     def file_exists(self, filepath: str | Path, trainer: Trainer) -> bool:
         """Is there such a file? What rank zero sees counts for all processes."""
+        trainer.strategy.checkpoint_io.wait()  # it may just be written
         return bool(trainer.strategy.broadcast(exists(os.fspath(filepath))))
 
     def find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         """The files that `save_last` has left in the folder, also in earlier runs."""
         folder = self.folder(trainer)
-        parts = Formatter().parse(self.CHECKPOINT_NAME_LAST)
-        literals = [re.escape(text) + ("" if name is None else ".*") for text, name, _, _ in parts]
-        version = rf"({re.escape(self.CHECKPOINT_JOIN_CHAR)}v\d+)?"
-        pattern = re.compile("".join(literals) + version + re.escape(self.FILE_EXTENSION))
-        return {os.path.join(folder, name) for name in list_dir(folder) if pattern.fullmatch(name)}
+        return {os.path.join(folder, name) for name in list_dir(folder) if self.is_last_name(name)}
+
+    def is_last_name(self, name: str) -> bool:
+        """Is it the name of a file that `save_last` leaves?"""
+        pattern = pattern_of(self.CHECKPOINT_NAME_LAST, join=self.CHECKPOINT_JOIN_CHAR, extension=self.FILE_EXTENSION)
+        return pattern.fullmatch(name) is not None
+
+    def checkpoints_by_score(self) -> list[str]:
+        """What this callback keeps, the best first."""
+        paths = [self.best_model_path, *best_first(self._ranking().scores, self.best_model_path)]
+        return list(filter(None, dict.fromkeys(paths)))
 
     # ---- state
 
@@ -418,11 +415,17 @@ class ModelCheckpoint(Checkpoint):
             "last_model_path": self.last_model_path,
         }
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Files of the run that wrote the checkpoint are looked for beside it."""
+        self._restored_from = os.path.dirname(os.fspath(trainer.ckpt_path)) if trainer.ckpt_path else None
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the ranking, if the files are in this folder too."""
+        """Go on with the ranking, if the files are in this folder too, also after it was moved."""
         saved_dir = state_dict.get("dirpath", self.dirpath)
         if self.dirpath is None:  # set up in another process, whose state comes home
             self.dirpath = saved_dir
+        if self.dirpath != saved_dir and (moved := moved_ranking(state_dict, self.dirpath or "")) is not None:
+            state_dict, saved_dir = moved, self.dirpath
         if self.dirpath == saved_dir:
             self.best_model_score = state_dict["best_model_score"]
             self.kth_best_model_path = state_dict.get("kth_best_model_path", self.kth_best_model_path)
@@ -434,7 +437,8 @@ class ModelCheckpoint(Checkpoint):
                 f"ModelCheckpoint(dirpath={self.dirpath!r}) goes on from a run that saved to {saved_dir!r}."
                 " Its ranking belongs to the files there. Only best_model_path is taken over; ranking starts afresh."
             )
-        self.best_model_path = state_dict["best_model_path"]
+        best = state_dict["best_model_path"]
+        self.best_model_path = refound(best, saved_dir, [self._restored_from]) or best
 
     def to_yaml(self, filepath: str | Path | None = None) -> None:
         """Write the kept paths with their scores; by default to `best_k_models.yaml` in the folder."""
@@ -443,8 +447,3 @@ class ModelCheckpoint(Checkpoint):
         path = os.fspath(filepath) if filepath is not None else os.path.join(self.dirpath or "", "best_k_models.yaml")
         with get_filesystem(path).open(path, "w") as file:
             yaml.safe_dump({kept: float(score) for kept, score in self.best_k_models.items()}, file)
-
-
-def _absolute(path: str | Path) -> str:
-    text = os.fspath(path)
-    return os.path.realpath(os.path.expanduser(text)) if is_local(text) else text

@@ -1,9 +1,16 @@
-"""When ModelCheckpoint saves and how many it keeps: the arguments checked, and when validation comes between."""
+"""When ModelCheckpoint saves and what: the arguments checked, and what the run says about it."""
 
 from datetime import timedelta
+from typing import Any
 
-from fulmen.fabric.errors import ConfigurationError
+import torch
+from torch import Tensor
+
+from fulmen.fabric.errors import CheckpointError, ConfigurationError
 from fulmen.trainer._typing import Trainer
+from fulmen.trainer.callbacks.monitored import validated_once_per_epoch
+from fulmen.trainer.checkpoint.place import check_place
+from fulmen.trainer.core.module import LightningModule
 
 
 def validates(trainer: Trainer) -> bool:
@@ -22,6 +29,64 @@ def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
     # Without epochs to count, batches are counted over the whole run; the one at hand is not counted yet.
     batch = batch_idx if every_n_epochs is not None else trainer.fit_loop.counts.batch.total
     return (batch + 1) % int(every_n_batches) == 0
+
+
+def gets_fresher(trainer: Trainer, monitor: str, batch_idx: int) -> bool:
+    """Will validation bring the monitored value, or a newer one, before anything else is trained?"""
+    if not validates(trainer):
+        return False
+    return monitor not in trainer.callback_metrics or validation_follows(trainer, batch_idx)
+
+
+def saves_at_epoch_end(trainer: Trainer, asked: bool | None) -> bool:
+    """Is it the end of a training epoch that saves, rather than that of a validation? `asked` is the user's answer."""
+    if asked is not None:
+        return asked
+    # With one validation per epoch, all metrics are there at the end of the epoch. Otherwise validation decides.
+    return not validates(trainer) or validated_once_per_epoch(trainer)
+
+
+def values_of(trainer: Trainer) -> dict[str, Any]:
+    """What may stand in the name of a file: the logged metrics, the epoch and the step."""
+    values: dict[str, Any] = dict(trainer.callback_metrics)
+    for name, count in (("epoch", trainer.current_epoch), ("step", trainer.global_step)):
+        logged = values.get(name)
+        values[name] = logged.int() if isinstance(logged, Tensor) else torch.tensor(count)
+    return values
+
+
+def refuse_unwritable(trainer: Trainer, folder: str, module: LightningModule) -> None:
+    """Refuse, in all processes, a folder to which no checkpoint of `module` can be written.
+
+    Raises:
+        CheckpointError: See `check_place`.
+    """
+    if trainer.fast_dev_run:
+        return
+    refusal = None
+    if trainer.is_global_zero:
+        # At least what is trained is saved; what is not may be left out by the user's `on_save_checkpoint`.
+        trained = (parameter for parameter in module.parameters() if parameter.requires_grad)
+        try:
+            check_place(folder, sum(parameter.numel() * parameter.element_size() for parameter in trained))
+        except CheckpointError as error:
+            refusal = error
+    refusal = trainer.strategy.broadcast(refusal)
+    if refusal is not None:
+        raise refusal
+
+
+def check_save_last(save_last: object) -> None:
+    """Refuse what is no way to keep the last checkpoint.
+
+    Raises:
+        ConfigurationError: Quoting it.
+    """
+    if save_last not in (None, True, False, "link"):
+        raise ConfigurationError(
+            f"ModelCheckpoint(save_last={save_last!r}) is unknown. The last checkpoint is a file or a link."
+            " Pass save_last=True, save_last='link' or save_last=False."
+        )
 
 
 def check_intervals(steps: int | None, interval: timedelta | None, epochs: int | None) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from fulmen.fabric.measure.spikes import SpikeDetection as FabricSpikeDetection
+from fulmen.fabric.rank_zero import warn_once
 from fulmen.trainer._typing import Trainer
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
@@ -27,3 +28,8 @@ class SpikeDetection(FabricSpikeDetection, Callback):
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
             FabricSpikeDetection.on_train_batch_end(self, trainer, loss, batch, batch_idx)
+        else:
+            warn_once(
+                f"{type(self).__name__} found no loss in what {type(pl_module).__name__}.training_step() returned. It"
+                " cannot say whether the loss jumps. Return the loss, or a dict with the key 'loss'."
+            )

@@ -38,8 +38,9 @@ class StochasticWeightAveraging(Callback):
 
     From the first of these epochs on, the schedulers of the module are replaced by `torch.optim.swa_utils.SWALR`, which
     steps once per epoch. After the last one the module gets the average, and running means of batch norms are computed
-    anew in one more pass over the training batches, in which nothing is trained and nothing logged. What is
-    saved at the end of the last epoch is from before that; what is saved after the fit holds the average.
+    anew in one more pass over the training batches, in which nothing is trained and nothing logged; processes join what
+    they have seen. What is saved at the end of the last epoch is from before that; what is saved after the fit holds
+    the average.
     After Izmailov et al., https://arxiv.org/abs/1803.05407.
 
     Args:
@@ -286,7 +287,7 @@ class StochasticWeightAveraging(Callback):
     def _renew_batch_norms(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = trainer.context
         place = make_placer(pl_module, trainer.datamodule, trainer.strategy, run.hooks.as_hook)
-        step = step_arguments(pl_module.training_step, trainer.strategy.step_function("training_step"))
+        step = step_arguments(pl_module.training_step, self._step_past_wrapper(trainer, pl_module))
         batches = Fetcher(run.data.prepared[Stage.TRAIN].loader, trainer.num_training_batches)
         self.reset_batch_norm_and_save_state(pl_module)
         pl_module.attach(trainer, _Nowhere())
@@ -294,9 +295,43 @@ class StochasticWeightAveraging(Callback):
             with isolate_rng(), torch.no_grad(), closing(batches):
                 for index, batch in enumerate(batches):
                     step(batch if place is None else place(batch, 0), index)
+                self._join_batch_norms(trainer)
         finally:
             pl_module.attach(trainer, run.metrics)
             self.reset_momenta()
+
+    @staticmethod
+    def _step_past_wrapper(trainer: Trainer, pl_module: LightningModule) -> Callable[..., Any]:
+        """The step in which each process works for itself: a wrapper would replace its running means by the first's."""
+        strategy = trainer.strategy
+        if strategy.model is pl_module:
+            return strategy.step_function("training_step")
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            with strategy.precision_plugin.forward_context():
+                return pl_module.training_step(*args, **kwargs)
+
+        return step
+
+    def _join_batch_norms(self, trainer: Trainer) -> None:
+        """Running means over the batches of all processes, whose numbers may differ."""
+        if trainer.world_size == 1:
+            return
+        means, counts = [], []
+        for layer in self.momenta:
+            assert isinstance(layer, _BatchNorm)
+            count = layer.num_batches_tracked
+            assert count is not None
+            counts.append(count)
+            means.append([mean for mean in (layer.running_mean, layer.running_var) if mean is not None])
+        sums = [mean * count for count, pair in zip(counts, means, strict=True) for mean in pair]
+        *joined, totals = trainer.strategy.reduce_tensors([*sums, torch.stack(counts)], op="sum")
+        for count, total, pair in zip(counts, totals, means, strict=True):
+            for mean in pair:
+                new = joined.pop(0)
+                if total > 0:
+                    mean.copy_(new / total)
+            count.copy_(total)
 
 
 class _Nowhere:

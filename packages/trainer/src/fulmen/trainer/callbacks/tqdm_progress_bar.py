@@ -9,6 +9,7 @@ from typing import Any
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.optional_packages import require
 from fulmen.trainer._typing import Trainer
+from fulmen.trainer.callbacks.above_bars import PrintsAboveBars, underlying
 from fulmen.trainer.callbacks.pace import NEVER_S, Pace
 from fulmen.trainer.callbacks.progress_bar import ProgressBar
 from fulmen.trainer.core.module import LightningModule
@@ -39,7 +40,8 @@ class TQDMProgressBar(ProgressBar):
     """Shows a bar for the epoch, one for validation below it, and one for the sanity check, tests and predictions.
 
     On a terminal, bars are drawn at most ten times a second. Where output is a file or a pipe, a line is written every
-    few seconds and at the end of each epoch. Metrics are read when something is drawn, and only then.
+    few seconds and at the end of each epoch. Metrics are read when something is drawn, and only then. What is printed
+    while bars stand on a terminal appears above them.
 
     Args:
         refresh_rate: Draw only after multiples of so many batches; 0 shows nothing.
@@ -78,10 +80,20 @@ class TQDMProgressBar(ProgressBar):
         self._eval_pace = Pace()
         self._is_first_batch = False
         self._first_epoch = 0
+        self._above = PrintsAboveBars()
 
     def __getstate__(self) -> dict[str, Any]:
         """Bars hold open files and locks: they stay here."""
-        return {**self.__dict__, **dict.fromkeys(_BARS)}
+        return {**self.__dict__, **dict.fromkeys((*_BARS, "_above"))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """No bars are there yet."""
+        self.__dict__.update(state)
+        self._above = PrintsAboveBars()
+
+    def _drawn_bars(self) -> list[Any]:
+        found = [bar for bar in map(self.__dict__.get, _BARS) if bar is not None and not bar.disable]
+        return [bar for bar in found if getattr(bar, "is_plain", None) is False]
 
     @property
     def refresh_rate(self) -> int:
@@ -156,7 +168,7 @@ class TQDMProgressBar(ProgressBar):
             disable=self.is_disabled,
             leave=leave,
             dynamic_ncols=True,
-            file=sys.stdout,
+            file=underlying(sys.stdout),
             smoothing=0.1,
             mininterval=0,  # when to draw is decided here
             miniters=0,
@@ -216,6 +228,7 @@ class TQDMProgressBar(ProgressBar):
         """The bar shows the metrics of the epoch."""
         bar = self._train_bar
         is_plain = getattr(bar, "is_plain", False)
+        _known_by_now(bar, self._train_pace.done)
         self._draw_between_steps(trainer, pl_module, always=self._leave or is_plain)
         if bar.disable:
             return
@@ -244,6 +257,7 @@ class TQDMProgressBar(ProgressBar):
         """Its bar goes."""
         self._val_bar.close()
         self._val_bar = None
+        self._above.end()
         self.reset_dataloader_idx_tracker()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -362,6 +376,8 @@ class TQDMProgressBar(ProgressBar):
         is_plain = getattr(bar, "is_plain", False)
         interval_s = NEVER_S if bar.disable else _LINE_EVERY_S if is_plain else _DRAW_EVERY_S
         pace.begin(interval_s, monotonic(), at_once=not is_plain)
+        if self._drawn_bars():
+            self._above.begin(self._drawn_bars)
 
     def _begin_loader(self, bar: Any, what: str, idx: int, num_loaders: int, total: int | float) -> None:
         if bar.disable:
@@ -381,8 +397,10 @@ class TQDMProgressBar(ProgressBar):
 
     def _finish(self, bar: Any) -> None:
         if bar is not None and not bar.disable:
+            _known_by_now(bar, self._eval_pace.done)
             _draw(bar, self._eval_pace.done, None, line=True)
             bar.close()
+        self._above.end()
 
     def _close_all(self) -> None:
         for place in reversed(_BARS):
@@ -390,7 +408,14 @@ class TQDMProgressBar(ProgressBar):
             if bar is not None:
                 bar.close()
         self._val_bar = None
+        self._above.end()
         self._train_pace.next_s = self._eval_pace.next_s = NEVER_S
+
+
+def _known_by_now(bar: Any, done: int) -> None:
+    """Data without a length have one when they are over."""
+    if bar.total is None and done > 0:
+        bar.total = done
 
 
 def _known(total: int | float) -> int | float | None:

@@ -27,8 +27,8 @@ class WeightAveraging(Callback):
     """Keep an average of the weights, by default the mean of those after every optimizer step.
 
     Validation inside a fit runs with the average. The `state_dict` of checkpoints is the average, and
-    `current_model_state` beside it what is trained on. After the fit the module holds the average. As long as nothing
-    was averaged, all of this is done with the weights as they are.
+    `current_model_state` beside it what is trained on, unless they hold weights only. After the fit the module holds
+    the average. As long as nothing was averaged, all of this is done with the weights as they are.
 
     Override `should_update` to say when the average takes in the weights.
 
@@ -98,11 +98,6 @@ class WeightAveraging(Callback):
                 f"{name} cannot be used with {type(trainer.strategy).__name__}. No process has whole parameters there,"
                 " and their average cannot be put in their place. Use a strategy that keeps the model whole, as 'ddp'."
             )
-        if any(getattr(one, "save_weights_only", False) for one in trainer.callbacks):
-            rank_zero_warn(
-                f"Trainer has {name} and checkpoints with save_weights_only=True. Callbacks add nothing to those, so"
-                " they hold the weights that are trained on, and not the average. Leave save_weights_only out."
-            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make place for the average, or take that of the checkpoint."""
@@ -138,6 +133,7 @@ class WeightAveraging(Callback):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average into the module."""
         if self._has_average:
+            self._agree(trainer)
             self._validates = True
             self._swap(pl_module)
 
@@ -148,6 +144,7 @@ class WeightAveraging(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the average in the module; what was trained is kept for checkpoints that are still to be written."""
         if self._has_average:
+            self._agree(trainer)
             self._swap(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -173,16 +170,18 @@ class WeightAveraging(Callback):
         if self._average is None:
             return
         here = checkpoint["state_dict"]
-        there = here
-        if self._has_average:
-            with exchanged(pl_module, self._average.module):
-                there = trainer.strategy.lightning_module_state_dict()
+        there = self._state_of_other(trainer, pl_module) if self._has_average else here
         average, trained = (here, there) if self._holds_average else (there, here)
         checkpoint["state_dict"] = average
         checkpoint["current_model_state"] = trained
         checkpoint["averaging_state"] = {
             name: value for name, value in self._average.state_dict().items() if not name.startswith("module.")
         }
+
+    def on_save_weights(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save the average as the weights."""
+        if self._has_average and not self._holds_average:
+            checkpoint["state_dict"] = self._state_of_other(trainer, pl_module)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """For a fit, give the module back what is trained: it was loaded with the average."""
@@ -210,6 +209,23 @@ class WeightAveraging(Callback):
         assert self._average is not None
         self._average.update_parameters(pl_module)
         self._has_average = True
+
+    def _agree(self, trainer: Trainer) -> None:
+        """Processes have seen different batches, as running means show; as in training, those of the first count."""
+        assert self._average is not None
+        buffers = list(self._average.module.buffers())
+        if trainer.world_size == 1 or not buffers:
+            return
+        first = trainer.strategy.broadcast([buffer.cpu() for buffer in buffers])
+        with torch.no_grad():
+            for buffer, content in zip(buffers, first, strict=True):
+                buffer.copy_(content)
+
+    def _state_of_other(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The module's state with the numbers that are not in it now."""
+        assert self._average is not None
+        with exchanged(pl_module, self._average.module):
+            return trainer.strategy.lightning_module_state_dict()
 
     def _back_to_training(self, pl_module: LightningModule) -> None:
         if self._validates:

@@ -7,15 +7,14 @@ one key of its own, `fulmen`, which others ignore.
 from collections.abc import Mapping
 from typing import Any
 
-from fulmen.fabric.seeding import collect_rng_state
+from fulmen.fabric.seeding import collect_rng_state, run_seed
 from fulmen.trainer.checkpoint.position import FitPosition
 from fulmen.trainer.core.hparams import hyperparameter_entries
+from fulmen.trainer.format_version import FORMAT_VERSION, VERSION_KEY
 from fulmen.trainer.hooks.table import Listener
 from fulmen.trainer.run.context import RunContext
 from fulmen.trainer.stages import Stage
 
-# The version of the reference whose layout this is; its loader migrates by it.
-LAYOUT_VERSION = "2.6.6"
 FULMEN_KEY = "fulmen"
 FULMEN_FORM = 1
 
@@ -44,7 +43,7 @@ def dump(
     checkpoint: dict[str, Any] = {
         "epoch": epoch,
         "global_step": global_step,
-        "pytorch-lightning_version": LAYOUT_VERSION,
+        VERSION_KEY: FORMAT_VERSION,
         "state_dict": strategy.lightning_module_state_dict(),
         "loops": dict(loops),
     }
@@ -61,8 +60,7 @@ def dump(
             checkpoint.update(hyperparameter_entries(owner))
     if datamodule is not None and (state := datamodule.state_dict()):
         checkpoint[type(datamodule).__qualname__] = state
-    if not weights_only:
-        hooks.fire_group(Listener.CALLBACKS, "on_save_checkpoint", checkpoint)
+    hooks.fire_group(Listener.CALLBACKS, "on_save_weights" if weights_only else "on_save_checkpoint", checkpoint)
     hooks.fire_group(Listener.MODULE, "on_save_checkpoint", checkpoint)
     return checkpoint
 
@@ -80,14 +78,15 @@ def _own_state(run: RunContext, position: FitPosition) -> dict[str, Any]:
     """What the reference does not keep: random numbers, the place in the data, sums of metrics and gradients."""
     prepared = run.data.prepared.get(Stage.TRAIN)
     validation = position.validation
-    # All processes are in the same window, or none is in one.
-    waiting = position.gradients
     return {
         "form": FULMEN_FORM,
         "world_size": run.strategy.world_size,
+        "seed": run_seed() if run.data.seed is None else run.data.seed,
         "rng": run.strategy.gather_objects(validation.rng or collect_rng_state()),
-        "data": prepared.state_dict() if prepared is not None else None,
-        "metrics": run.metrics.state_dict(),
+        # Each process has read its own share, and has its own sums.
+        "data": run.strategy.gather_objects(prepared.state_dict()) if prepared is not None else None,
+        "metrics": run.strategy.gather_objects(run.metrics.state_dict()),
         "validation": {"seen_batches": validation.seen_batches, "under_way": validation.is_under_way},
-        "gradients": None if waiting is None else run.strategy.gather_objects(waiting),
+        "owed": position.owed,
+        "gradients": position.gradients,
     }

@@ -1,6 +1,7 @@
 """A checkpoint that is not on this machine yet: from a URL, or from a model registry.
 
-In a registry, models have names and versions. `ckpt_path` says which one:
+In a registry, models have names and versions. `ckpt_path` says which one. That it begins with "registry" is Lightning's
+word; how the rest is read is ours:
 
 | ckpt_path                     | stands for                                       |
 | ----------------------------- | ------------------------------------------------ |
@@ -17,7 +18,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fulmen.fabric.errors import CheckpointNotFoundError
+from fulmen.fabric.errors import ArgumentTypeError, CheckpointNotFoundError, ConfigurationError
 from fulmen.fabric.filesystem import list_dir
 from fulmen.fabric.optional_packages import require
 from fulmen.trainer._typing import Trainer
@@ -55,6 +56,28 @@ def registered_name(ckpt_path: str, default_model_registry: str | None) -> str:
             " Pass ckpt_path='registry:NAME', 'registry:NAME:version:VERSION', or model_registry='NAME'."
         )
     return f"{name}:{version}" if version is not None else name
+
+
+def check_default(model_registry: str | None) -> str | None:
+    """The argument `model_registry` of a Trainer, if it is None or the name of a model.
+
+    Raises:
+        ArgumentTypeError: If it is no text.
+        ConfigurationError: If it names nothing, or holds what belongs into `ckpt_path`.
+    """
+    if model_registry is None:
+        return None
+    if not isinstance(model_registry, str):
+        raise ArgumentTypeError(
+            f"Trainer(model_registry={model_registry!r}) is a {type(model_registry).__name__}, not a name."
+            " It names the model that ckpt_path='registry' stands for. Pass a str such as 'team/net', or None."
+        )
+    if not model_registry.strip() or is_registry(model_registry):
+        raise ConfigurationError(
+            f"Trainer(model_registry={model_registry!r}) names no model. It is the one that ckpt_path='registry'"
+            " stands for, without that word. Pass a name such as 'team/net', or leave it out."
+        )
+    return model_registry.strip()
 
 
 def model_folder(name: str, default_root_dir: str) -> str:

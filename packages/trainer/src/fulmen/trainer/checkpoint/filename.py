@@ -1,5 +1,6 @@
 """File names of checkpoints from metrics: `{epoch}-{val_loss:.2f}` to `epoch=3-val_loss=0.25`."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from string import Formatter
 from typing import Any
@@ -68,7 +69,26 @@ def _parts(template: str, values: Mapping[str, Any], insert_names: bool, equals:
                 f"filename={template!r} asks for {name!r} in the format {form!r}. Its value {value} cannot be written"
                 f" so: {error}. Take a format for numbers of this kind, such as '{{{name}:.2f}}'."
             ) from error
-        yield f"{name}{equals}{formatted}" if insert_names else formatted
+        yield f"{_inside(name)}{equals}{formatted}" if insert_names else formatted
+
+
+def _inside(name: str) -> str:
+    """The name of a metric as a relative path that leads nowhere but down: `val/loss` may make a folder.
+
+    >>> _inside("../val/loss")
+    '__/val/loss'
+    """
+    return re.sub(r"(?<![^/\\])\.\.(?![^/\\])", "__", name.lstrip("/\\"))
+
+
+def pattern_of(template: str, *, join: str, extension: str) -> re.Pattern[str]:
+    """What the names of files match that were made of `template`, with a version or without.
+
+    >>> bool(pattern_of("last", join="-", extension=".ckpt").fullmatch("last-v1.ckpt"))
+    True
+    """
+    literals = [re.escape(text) + ("" if name is None else ".*") for text, name, _, _ in Formatter().parse(template)]
+    return re.compile("".join(literals) + rf"({re.escape(join)}v\d+)?" + re.escape(extension))
 
 
 def first_free(name: Callable[[int | None], str], is_taken: Callable[[str], bool], *, starting_version: int = 1) -> str:

@@ -1,35 +1,17 @@
 """Checkpoints of older versions of the format to the current form (pure).
 
-The format is that of PyTorch Lightning; its version stands in the checkpoint. Each step below says which version
-brought the change, and leaves alone what is not there, so that any checkpoint may be passed.
+Each step below says which version of the format (`format_version.py`) brought the change, and leaves alone what is not
+there, so that any checkpoint may be passed.
 """
 
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
+from fulmen.trainer.format_version import FORMAT_VERSION, VERSION_KEY, as_numbers, version_of, warn_of_newer
+
 Checkpoint: TypeAlias = dict[str, Any]
 Step: TypeAlias = Callable[[Checkpoint], None]
-
-VERSION_KEY = "pytorch-lightning_version"
-FORMAT_VERSION = "2.6.6"  # the version whose form we read and write
-
-
-def version_of(checkpoint: Checkpoint) -> str:
-    """The version of the format in which `checkpoint` was written; "0.0.0" if it does not say."""
-    return str(checkpoint.get(VERSION_KEY, "0.0.0"))
-
-
-def as_numbers(version: str) -> tuple[int, int, int]:
-    """A version as three numbers that can be compared: "1.10.0rc1" to (1, 10, 0)."""
-    numbers = [int(number) for number in re.findall(r"\d+", re.split(r"[a-zA-Z+]", version)[0])[:3]]
-    major, minor, micro = [*numbers, 0, 0, 0][:3]
-    return major, minor, micro
-
-
-def is_newer(checkpoint: Checkpoint, than: str = FORMAT_VERSION) -> bool:
-    """Was `checkpoint` written by a version that we cannot know?"""
-    return as_numbers(version_of(checkpoint)) > as_numbers(than)
 
 
 def migrate_checkpoint(
@@ -44,6 +26,7 @@ def migrate_checkpoint(
     Returns:
         The same checkpoint, and per version the names of the steps that were taken.
     """
+    warn_of_newer(checkpoint)
     target = target_version or FORMAT_VERSION
     written = as_numbers(version_of(checkpoint))
     done: dict[str, list[str]] = {}

@@ -3,15 +3,21 @@
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
-from fulmen.fabric.errors import CheckpointNotFoundError, ConfigurationError
-from fulmen.fabric.filesystem import exists, get_filesystem, list_dir
+from fulmen.fabric.checkpoint_io.verify import written_at
+from fulmen.fabric.errors import CheckpointError, CheckpointNotFoundError, ConfigurationError
+from fulmen.fabric.filesystem import exists, is_local, join, list_dir
+from fulmen.fabric.loggers.versions import check_inside
 from fulmen.fabric.types import PathLike
+from fulmen.trainer.checkpoint.kept import best_in, checkpoints_in, is_last_name, newest_folders
+from fulmen.trainer.loggers.base import Logger
 
 # What a signal has stopped. Each such stop replaces the one before: only the newest is of use.
 STOPPED_NAME = "stopped.ckpt"
+_FOLDER = "checkpoints"
+_WORDS = ("best", "last", "hpc", "auto")
 _HPC_NAME = re.compile(r"hpc_ckpt_(\d+)\.ckpt")
 
 
@@ -20,12 +26,18 @@ class RanksCheckpoints(Protocol):
     """A callback that knows its best checkpoint, and where its last ones may be."""
 
     best_model_path: str
+    dirpath: str | None
+    state_key: str
+    FILE_EXTENSION: str
 
     def folder(self, trainer: Any) -> str:
         """Where its checkpoints are."""
 
-    def find_last_checkpoints(self, trainer: Any) -> Iterable[str]:
-        """Paths that may hold the last checkpoint; not all of them need to exist."""
+    def checkpoints_by_score(self) -> list[str]:
+        """What it has kept in this process, the best first."""
+
+    def is_last_name(self, name: str) -> bool:
+        """Is it the name of a file that `save_last` leaves?"""
 
 
 @runtime_checkable
@@ -41,24 +53,49 @@ class Offers:
     """What there is to choose from.
 
     Args:
-        best: The best path of each ranking callback, in their order; "" where it has none yet.
-        last: Paths that exist, with the time at which each was written (in seconds).
+        best: The best path of each ranking callback, in their order; "" where it has none.
+        next_best: What the first of them takes for the next best ones, the better first.
+        last: Paths that exist and are there to go on from, with the time at which each was written (in seconds).
+        others: All other checkpoints of this run, or of the newest earlier one if this one has none yet.
+        earlier: Checkpoints of still earlier runs.
         left_by_exception: Of the paths in `last`, those that a failed run left.
-        hpc: What a requeued job left, if anything.
+        hpc: What a requeued job left, in the order in which it is wanted, with times as in `last`.
     """
 
     best: Sequence[str] = ()
+    next_best: Sequence[str] = ()
     last: Mapping[str, float] = field(default_factory=dict)
+    others: Mapping[str, float] = field(default_factory=dict)
+    earlier: Mapping[str, float] = field(default_factory=dict)
     left_by_exception: frozenset[str] = frozenset()
-    hpc: str | None = None
+    hpc: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The path to load, or None to load nothing; and what the user should hear about it."""
+    """What to load, and what the user should hear about it.
+
+    Args:
+        path: What is wanted; None to load nothing.
+        warning: For the user.
+        asked: The word that stood for it ("best", ...); None if it was a path. Only then another one may be taken.
+        otherwise: What is taken if `path` is damaged, in this order.
+        may_begin: If nothing can be loaded, does the run begin afresh?
+    """
 
     path: str | None
     warning: str | None = None
+    asked: str | None = None
+    otherwise: tuple[str, ...] = ()
+    may_begin: bool = False
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """All that may be loaded, in the order in which they are wanted."""
+        return () if self.path is None else (self.path, *self.otherwise)
+
+
+NOTHING = Choice(None)
 
 
 def choose(
@@ -75,12 +112,17 @@ def choose(
 
     | asked       | chosen                                                                                        |
     | ----------- | --------------------------------------------------------------------------------------------- |
-    | None, fit   | what a requeued job left; else the newest checkpoint if a failed run left one; else nothing   |
+    | any, fit    | what this job left when it was requeued, if it was; else:                                     |
+    | None, fit   | the newest checkpoint if a failed run left one; else nothing                                  |
     | None, else  | nothing if a model was given; else as "best"                                                  |
     | "best"      | the best checkpoint of the first callback that ranks them                                     |
     | "last"      | the newest of the last checkpoints; nothing, with a warning, if there is none                 |
     | "hpc"       | what a requeued job left                                                                      |
+    | "auto", fit | the newest of all; nothing if there is none                                                   |
+    | "auto", else| the newest of all                                                                             |
     | other text  | that path                                                                                     |
+
+    What a word stands for may be damaged: then the next one is loaded, see `Choice.candidates`.
 
     Args:
         asked: The user's `ckpt_path`.
@@ -89,41 +131,42 @@ def choose(
         fits: Is it a call of `fit`?
         model_given: Did the user hand over a model in this call?
         fast_dev_run: Was or is this a trial run that saves nothing?
-        requeued: May what a requeued job left be taken without being asked for?
+        requeued: Is this a job that was requeued, and `offers.hpc` what it left itself?
 
     Raises:
-        ConfigurationError: If "best" or "hpc" is asked for and there is none.
+        ConfigurationError: If "best" or "hpc" is asked for and there is none, or "auto" outside of a fit.
     """
+    if fits and requeued and offers.hpc:
+        # The program is the same as in its first run, and so is what it asks for.
+        rest = [asked] if asked is not None and asked not in _WORDS else newest_first(offers.last)
+        return _one_of([*offers.hpc, *rest], "hpc", may_begin=True)
     if asked is None:
         if fits:
-            return _unasked_in_fit(offers, requeued)
+            return _unasked_in_fit(offers)
         if model_given:
             return Choice(None)
         choice = _best(offers, f"{call}() without a model loads the best checkpoint", fast_dev_run)
         told = f"{call}() was called without a model, so the best checkpoint of the last fit is loaded: {choice.path}."
-        warning = f"{told} Pass ckpt_path='best' to say so, or a model to use its weights as they are."
-        return Choice(choice.path, warning)
+        return replace(
+            choice,
+            warning=f"{told} Pass ckpt_path='best' to say so, or a model to use its weights as they are.",
+        )
     if asked == "best":
         choice = _best(offers, f"{call}(ckpt_path='best') asks for the best checkpoint", fast_dev_run)
         if len(offers.best) > 1:
-            return Choice(
-                choice.path,
-                f"{call}(ckpt_path='best') found {len(offers.best)} checkpoint callbacks. The best checkpoint of the"
-                f" first one is loaded: {choice.path}. Pass a path to load another one.",
+            return replace(
+                choice,
+                warning=f"{call}(ckpt_path='best') found {len(offers.best)} checkpoint callbacks. The best checkpoint"
+                f" of the first one is loaded: {choice.path}. Pass a path to load another one.",
             )
         return choice
     if asked == "last":
-        path = newest(offers.last)
-        if path is not None:
-            return Choice(path)
-        return Choice(
-            None,
-            f"{call}(ckpt_path='last') found no last checkpoint. Nothing is loaded, and the run starts afresh."
-            " Pass ModelCheckpoint(save_last=True) to have one next time.",
-        )
+        return _last(offers, call)
+    if asked == "auto":
+        return _auto(offers, call, fits, fast_dev_run)
     if asked == "hpc":
-        if offers.hpc is not None:
-            return Choice(offers.hpc)
+        if offers.hpc:
+            return _one_of(offers.hpc, "hpc")
         raise ConfigurationError(
             f"{call}(ckpt_path='hpc') asks for the checkpoint of a requeued job. There is no 'hpc_ckpt_*.ckpt' in"
             " default_root_dir. Pass the folder of the interrupted job as Trainer(default_root_dir=...), or a path."
@@ -131,15 +174,18 @@ def choose(
     return Choice(asked)
 
 
-def _unasked_in_fit(offers: Offers, requeued: bool) -> Choice:
-    if requeued and offers.hpc is not None:
-        return Choice(offers.hpc)
+def _one_of(paths: Iterable[str], asked: str, *, may_begin: bool = False) -> Choice:
+    first, *others = dict.fromkeys(paths)
+    return Choice(first, asked=asked, otherwise=tuple(others), may_begin=may_begin)
+
+
+def _unasked_in_fit(offers: Offers) -> Choice:
     if offers.left_by_exception:
-        path = newest(offers.last)
-        return Choice(
-            path,
-            f"Trainer.fit() goes on from {path}, although no ckpt_path was passed. OnExceptionCheckpoint found what a"
-            " failed run left. Remove that file to start afresh.",
+        choice = _one_of(newest_first(offers.last), "last", may_begin=True)
+        return replace(
+            choice,
+            warning=f"Trainer.fit() goes on from {choice.path}, although no ckpt_path was passed. OnExceptionCheckpoint"
+            " found what a failed run left. Remove that file to start afresh.",
         )
     return Choice(None)
 
@@ -157,21 +203,51 @@ def _best(offers: Offers, what: str, fast_dev_run: bool) -> Choice:
         )
     if not offers.best[0]:
         raise ConfigurationError(
-            f"{what}. The ModelCheckpoint callback has not saved any checkpoint yet."
-            " Call fit() first, or pass a path as ckpt_path."
+            f"{what}. The ModelCheckpoint callback has not saved any checkpoint yet, and where earlier runs kept theirs"
+            " none says which of them is the best. Call fit() first, or pass a path as ckpt_path."
         )
-    return Choice(offers.best[0])
+    return _one_of([offers.best[0], *offers.next_best], "best")
 
 
-def newest(written: Mapping[str, float]) -> str | None:
-    """The path that was written last; of equally old ones, the last by name."""
-    return max(written, key=lambda path: (written[path], path), default=None)
+def _last(offers: Offers, call: str) -> Choice:
+    paths = [*newest_first(offers.last), *newest_first(offers.others)]
+    if paths:
+        return _one_of(paths, "last")
+    return Choice(
+        None,
+        f"{call}(ckpt_path='last') found no last checkpoint. Nothing is loaded, and the run starts afresh."
+        " Pass ModelCheckpoint(save_last=True) to have one next time.",
+    )
+
+
+def _auto(offers: Offers, call: str, fits: bool, fast_dev_run: bool) -> Choice:
+    if fits and fast_dev_run:
+        return Choice(None)  # a trial begins at the beginning
+    paths = [*newest_first({**offers.hpc, **offers.last, **offers.others}), *newest_first(offers.earlier)]
+    if paths:
+        return _one_of(paths, "auto", may_begin=fits)
+    if fits:
+        return Choice(None)
+    raise ConfigurationError(
+        f"{call}(ckpt_path='auto') asks for the newest checkpoint. Neither this run nor an earlier one in its folders"
+        " has kept any, and weights that nothing has trained say nothing. Call fit() first, or pass a path."
+    )
+
+
+def newest_first(written: Mapping[str, float]) -> list[str]:
+    """The paths by the time at which they were written; of equally old ones, the last by name comes first."""
+    return sorted(written, key=lambda path: (written[path], path), reverse=True)
+
+
+def hpc_first(names: Iterable[str]) -> list[str]:
+    """Of file names, the checkpoints of a requeued job, that with the highest number first: `hpc_ckpt_12.ckpt`."""
+    numbered = [(int(match[1]), name) for name in names if (match := _HPC_NAME.fullmatch(os.path.basename(name)))]
+    return [name for _, name in sorted(numbered, reverse=True)]
 
 
 def newest_hpc(names: Iterable[str]) -> str | None:
-    """Of file names, the checkpoint of a requeued job with the highest number: `hpc_ckpt_12.ckpt`."""
-    numbered = [(int(match[1]), name) for name in names if (match := _HPC_NAME.fullmatch(os.path.basename(name)))]
-    return max(numbered)[1] if numbered else None
+    """Of file names, the checkpoint of a requeued job with the highest number."""
+    return next(iter(hpc_first(names)), None)
 
 
 def next_hpc_name(names: Iterable[str]) -> str:
@@ -181,33 +257,108 @@ def next_hpc_name(names: Iterable[str]) -> str:
     return f"hpc_ckpt_{int(match[1]) + 1 if match else 1}.ckpt"
 
 
-def gather_offers(callbacks: Iterable[object], *, root_dir: PathLike, trainer: object) -> Offers:
-    """Look at the callbacks and the file system: what is there to choose from?
+def gather_offers(
+    callbacks: Iterable[object],
+    *,
+    root_dir: PathLike,
+    loggers: Sequence[Logger] = (),
+    wants_best: bool = True,
+) -> Offers:
+    """Look at the callbacks and the file system: what is there to choose from? No logger takes a version for it.
 
     Args:
         callbacks: Of the trainer, in order.
         root_dir: Where requeued jobs leave their checkpoints: the `default_root_dir`.
-        trainer: Handed on to the callbacks; opaque here.
+        loggers: Of the trainer: the first one says where runs are kept.
+        wants_best: Look into the files of earlier runs for their best checkpoint, if this process has none yet?
     """
+    root = os.fspath(root_dir)
     best: list[str] = []
-    candidates: set[str] = set()
+    next_best: list[str] = []
+    last: dict[str, float] = {}
+    others: dict[str, float] = {}
+    earlier: dict[str, float] = {}
     left: set[str] = set()
     for callback in callbacks:
         if isinstance(callback, RanksCheckpoints):
-            best.append(callback.best_model_path)
-            candidates.update(path for path in callback.find_last_checkpoints(trainer) if path)
-            candidates.add(os.path.join(callback.folder(trainer), STOPPED_NAME))
+            extension = callback.FILE_EXTENSION
+            folders = newest_folders(run_folders(callback, loggers, root), extension)
+            ranked = _ranked(callback, folders[0] if folders and wants_best else None)
+            if not best:
+                next_best = ranked[1:]
+            best.append(ranked[0] if ranked else "")
+            for path in checkpoints_in(folders[0], extension) if folders else ():
+                name = os.path.basename(path)
+                group = last if callback.is_last_name(name) or is_last_name(name) else others
+                group[path] = written_at(path)
+            for folder in folders[1:]:
+                earlier.update({path: written_at(path) for path in checkpoints_in(folder, extension)})
         elif isinstance(callback, SavesOnException):
             left.add(callback.path_after_exception())
-    times = {path: _written_at(path) for path in candidates | left if exists(path)}
-    root = os.fspath(root_dir)
-    hpc = newest_hpc(list_dir(root))
+    left = {path for path in left if exists(path)}
+    last.update({path: written_at(path) for path in left})
+    hpc = [join(root, name) for name in hpc_first(list_dir(root))]
     return Offers(
         best=tuple(best),
-        last=times,
-        left_by_exception=frozenset(left & times.keys()),
-        hpc=os.path.join(root, hpc) if hpc else None,
+        next_best=tuple(next_best),
+        last=last,
+        others=others,
+        earlier=earlier,
+        left_by_exception=frozenset(left),
+        hpc={path: written_at(path) for path in hpc},
     )
+
+
+def folders_of(callbacks: Iterable[object], *, root_dir: PathLike, loggers: Sequence[Logger] = ()) -> list[str]:
+    """All folders in which the callbacks of this run, and those of earlier ones, keep checkpoints."""
+    folders = [os.fspath(root_dir)]
+    for callback in callbacks:
+        if isinstance(callback, RanksCheckpoints):
+            folders += run_folders(callback, loggers, os.fspath(root_dir))
+        elif isinstance(callback, SavesOnException):
+            folders.append(os.path.dirname(callback.path_after_exception()))
+    return list(dict.fromkeys(folders))
+
+
+def run_folders(callback: RanksCheckpoints, loggers: Sequence[Logger], root_dir: str) -> list[str]:
+    """Where the checkpoints of this run and of those before it may be: one folder, or one for each version.
+
+    What the user named - the folder, or the version of the logger - is that one folder. Else the runs before this one
+    are those whose versions the logger counts.
+    """
+    folder = callback.dirpath
+    if not loggers:
+        return [folder if folder is not None else join(root_dir, "checkpoints")]
+    logger = loggers[0]
+    versions_dir = logger.versions_dir
+    if versions_dir is None:
+        if folder is not None:
+            return [folder]
+        return [checkpoint_dir(logger, root_dir)]
+    if folder is not None and os.path.dirname(os.path.dirname(_absolute(folder))) != _absolute(versions_dir):
+        return [folder]  # of the user's choice
+    if folder is not None and checkpoints_in(folder):
+        return [folder]  # this process has begun one already
+    return [join(versions_dir, version, _FOLDER) for version in list_dir(versions_dir)]
+
+
+def checkpoint_dir(logger: Logger, root_dir: str) -> str:
+    """Where a run with this logger keeps its checkpoints."""
+    save_dir = logger.save_dir if logger.save_dir is not None else root_dir
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    for part in (str(logger.name), version):
+        check_inside(f"{type(logger).__name__} with the name {str(logger.name)!r} and the version {version!r}", part)
+    return os.path.join(save_dir, str(logger.name), version, _FOLDER)
+
+
+def _ranked(callback: RanksCheckpoints, folder: str | None) -> list[str]:
+    if callback.best_model_path or folder is None:
+        return callback.checkpoints_by_score()
+    try:
+        found = best_in(folder, callback.state_key)
+    except CheckpointError:  # there are some, and none can be read: none is the best
+        return []
+    return [] if found is None else [found.path, *found.others]
 
 
 def stopped_path(callbacks: Iterable[object], *, trainer: object) -> str | None:
@@ -232,11 +383,9 @@ def check_exists(path: str, *, call: str = "Trainer.fit") -> None:
     raise CheckpointNotFoundError(
         f"{call}(ckpt_path={path!r}) names a checkpoint that does not exist."
         f" In the folder {folder!r} {f'there are: {shown}' if there else 'there is no checkpoint'}."
-        " Pass the path of a checkpoint file, or 'best', 'last' or 'hpc'."
+        " Pass the path of a checkpoint file, or 'auto', 'best', 'last' or 'hpc'."
     )
 
 
-def _written_at(path: str) -> float:
-    if "://" not in path:
-        return os.path.getmtime(path)
-    return float(get_filesystem(path).modified(path).timestamp())
+def _absolute(path: str) -> str:
+    return os.path.realpath(path) if is_local(path) else path

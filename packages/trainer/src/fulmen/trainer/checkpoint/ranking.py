@@ -21,6 +21,18 @@ def is_better(score: float, than: float, mode: Mode) -> bool:
     return score < than if mode == "min" else score > than
 
 
+def best_first(scores: Mapping[str, float], best: str) -> list[str]:
+    """The paths in the order of their scores, `best` first; which way is good shows in that one being the best.
+
+    >>> best_first({"a": 0.2, "b": 0.9, "c": 0.5}, best="b")
+    ['b', 'c', 'a']
+    """
+    if best not in scores:
+        return list(scores)
+    sign = 1 if scores[best] == min(scores.values()) else -1
+    return sorted(scores, key=lambda path: (path != best, sign * scores[path]))
+
+
 @dataclass(frozen=True, slots=True)
 class Ranking:
     """The kept checkpoints with their scores, in the order in which they came.

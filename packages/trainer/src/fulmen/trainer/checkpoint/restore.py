@@ -45,6 +45,8 @@ def restore_weights(run: RunContext, checkpoint: Checkpoint) -> None:
     strategy, hooks, datamodule = run.strategy, run.hooks, run.data.datamodule
     module = strategy.lightning_module
     assert module is not None
+    if strategy.precision_plugin.precision == "64-true" and not strategy.restore_checkpoint_after_setup:
+        strategy.precision_plugin.convert_module(module)  # still in float32, it would round what it is given
     hooks.fire_group(Listener.MODULE, "on_load_checkpoint", checkpoint)
     try:
         strategy.load_model_state_dict(checkpoint, strict=module.strict_loading)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
+from fulmen.fabric.rank_zero import rank_zero_info
 from fulmen.trainer.callbacks.checkpoint import Checkpoint
 from fulmen.trainer.callbacks.model_checkpoint import ModelCheckpoint
 from fulmen.trainer.callbacks.model_summary import ModelSummary
@@ -77,6 +78,10 @@ def with_callbacks_of(module: LightningModule, callbacks: Sequence[Callback]) ->
     if not own:
         return list(callbacks)
     types = {type(callback) for callback in own}
+    if replaced := sorted({type(callback).__name__ for callback in callbacks} & {kind.__name__ for kind in types}):
+        rank_zero_info(
+            f"{type(module).__name__}.configure_callbacks() replaces callbacks of the Trainer: {', '.join(replaced)}."
+        )
     return ordered([callback for callback in callbacks if type(callback) not in types] + own)
 
 
@@ -86,7 +91,7 @@ def ordered(callbacks: Sequence[Callback]) -> list[Callback]:
     Raises:
         SameStateKeyError: If the states of two callbacks would be one.
     """
-    first = [callback for callback in callbacks if getattr(callback, "tunes", False)]
+    first = [callback for callback in callbacks if callback.tunes]
     last = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
     middle = [callback for callback in callbacks if callback not in first and callback not in last]
     result = first + middle + last

@@ -60,7 +60,8 @@ def check_path(ckpt_path: object, entry: EntryPoint) -> None:
     if ckpt_path is not None and not isinstance(ckpt_path, str | os.PathLike):
         raise ArgumentTypeError(
             f"Trainer.{entry}(ckpt_path={ckpt_path!r}) is a {type(ckpt_path).__name__}, not a path."
-            " It names the checkpoint that the run goes on from. Pass a str or a Path, or 'best', 'last' or 'hpc'."
+            " It names the checkpoint that the run goes on from. Pass a str or a Path, or 'auto', 'best', 'last' or"
+            " 'hpc'."
         )
 
 

@@ -62,8 +62,9 @@ def check_hook_calls(owner: object) -> None:
 
 def _passed(default: Callable[..., Any]) -> Iterator[str]:
     """What the run always passes; what has a default is left out where there is but one loader."""
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     for parameter in list(inspect.signature(default).parameters.values())[1:]:
-        if parameter.default is inspect.Parameter.empty:
+        if parameter.default is inspect.Parameter.empty and parameter.kind not in several:
             yield parameter.name
 
 

@@ -20,10 +20,17 @@ def _pytorch() -> Profiler:
     return PyTorchProfiler()
 
 
+def _xla() -> Profiler:
+    from fulmen.trainer.profilers.xla import XLAProfiler
+
+    return XLAProfiler()
+
+
 _BY_NAME: dict[str, Callable[[], Profiler]] = {
     "simple": SimpleProfiler,
     "advanced": _advanced,
     "pytorch": _pytorch,
+    "xla": _xla,
 }
 
 

@@ -22,6 +22,8 @@ class Callback:
     #: Does it decide by metrics, as checkpointing does? Then it runs after the module at the end of an epoch, and is
     #: kept at the end of the list.
     monitors_metrics: ClassVar[bool] = False
+    #: Does it try out what the others will work with, as a learning rate? Then it is the first in the list.
+    tunes: ClassVar[bool] = False
 
     @property
     def state_key(self) -> str:
@@ -43,11 +45,21 @@ class Callback:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
 
+    def batches_to_a_step(self, epoch: int) -> int | None:
+        """In how many batches an optimizer step is made in `epoch` (0-based), if it decides that; None: it does not."""
+        return None
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """A checkpoint is about to be written; `checkpoint` may be changed."""
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """A checkpoint was read; the states of module and callbacks are not restored yet."""
+
+    def on_save_weights(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """As `on_save_checkpoint`, for a checkpoint with `weights_only`: the state of callbacks is not kept in it."""
+
+    def on_checkpoint_saved(self, trainer: Trainer, pl_module: LightningModule, path: str) -> None:
+        """A checkpoint is whole and on the disk, at `path`; called on the first process only."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """The run ends by `exception`, a signal or Ctrl-C."""

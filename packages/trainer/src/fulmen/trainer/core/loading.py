@@ -16,9 +16,11 @@ from fulmen.fabric.checkpoint_io.torch import TorchCheckpointIO
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.fabric.trees import AttributeDict
+from fulmen.trainer.core.checkpoint_form import check_form
 from fulmen.trainer.core.download import download, is_url
 from fulmen.trainer.core.hparams import INSTANTIATOR_KEY
 from fulmen.trainer.core.hparams_files import load_hparams_from_tags_csv, load_hparams_from_yaml
+from fulmen.trainer.format_version import warn_of_newer
 
 _T = TypeVar("_T")
 
@@ -87,6 +89,9 @@ def read_checkpoint(
     else:
         checkpoint = torch.load(checkpoint_path, map_location=location, weights_only=not trusted)
     key = cls.CHECKPOINT_HYPER_PARAMS_KEY
+    name_key = getattr(cls, "CHECKPOINT_HYPER_PARAMS_NAME", None)
+    check_form(checkpoint, repr(checkpoint_path), (*CHECKPOINT_PAST_HPARAMS_KEYS, key), name_key)
+    warn_of_newer(checkpoint)
     hparams: dict[str, Any] = {}
     for past in (*CHECKPOINT_PAST_HPARAMS_KEYS, key):
         hparams.update(checkpoint.get(past) or {})

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from fulmen.fabric.data.length import sized_len
 from fulmen.trainer.data.combine_modes import MODES, Count, Item, check_mode, combined_length
+from fulmen.trainer.data.members import Members, resumed
 from fulmen.trainer.errors import ConfigurationError
 
 
@@ -42,6 +43,8 @@ class CombinedLoader(Iterable[Item]):
         self._first_batch = 0
         self._rounds_are_done = False
         self._given_before: int | None = None
+        self._marks: Sequence[Any] = ()
+        self._members: Members | None = None
         self.num_given: int | None = None
         """How many items the iteration under way has given; None if none has begun, or one after the other."""
 
@@ -95,14 +98,20 @@ class CombinedLoader(Iterable[Item]):
         """
         self._first_batch = batch
 
-    def keep_rounds(self, given: int | None = None) -> None:
+    def keep_rounds(self, given: int | None = None, marks: Sequence[Any] = ()) -> None:
         """The loaders' own states have brought them to their current round: `skip_to` starts from there.
 
         Args:
             given: How many items had been given when these states were taken: one more than `skip_to` is told where
                 the last one was still in work. None: as many as `skip_to` is told.
+            marks: What `marks` gave then.
         """
-        self._rounds_are_done, self._given_before = True, given
+        self._rounds_are_done, self._given_before, self._marks = True, given, marks
+
+    @property
+    def marks(self) -> list[Any]:
+        """How far each loader is, where no length says it; as plain data, for `keep_rounds`."""
+        return [] if self._members is None else self._members.state_dict()
 
     def reset(self) -> None:
         """Forget the iteration under way; the workers of its loaders end."""
@@ -163,8 +172,11 @@ class CombinedLoader(Iterable[Item]):
 
     def _shaped(self, items: Iterator[Item]) -> Iterator[Item]:
         shape = self._shape
+        members = self._members
         for batches, batch_idx, dataloader_idx in items:
             self.num_given = batch_idx + 1
+            if members is not None:
+                members.note(batch_idx + 1)
             yield tree_unflatten(batches, shape), batch_idx, dataloader_idx
 
     def _items(self, start: int) -> Iterator[Item]:
@@ -172,6 +184,15 @@ class CombinedLoader(Iterable[Item]):
         limits = self._limits or [math.inf] * len(loaders)
         lengths = [sized_len(loader) for loader in loaders]
         can_skip = all(hasattr(loader, "skip_to") for loader in loaders)
+        self._members = None
+        if None in lengths and self._limits is None and self._mode != "sequential":
+            members = resumed(loaders, start, self._marks) if self._rounds_are_done else None
+            self._marks = ()
+            if members is not None or start == 0:
+                self._members = members = members or Members(loaders)
+                ended = [member.has_ended for member in members.members]
+                how: dict[str, Any] = {"ended": ended} if self._mode == "max_size_cycle" else {}
+                return combine(members.members, limits, first_idx=start, **how)
         if start == 0 or None in lengths or self._limits is not None or not can_skip:
             for loader in loaders if self._rounds_are_done else ():
                 if hasattr(loader, "skip_to"):
@@ -195,18 +216,22 @@ class CombinedLoader(Iterable[Item]):
             for loader, length in zip(loaders, lengths, strict=True):
                 loader.skip_to(min(start, length))
             return combine(loaders, limits, first_idx=start)
-        if 0 in lengths or start >= max(lengths):
+        if 0 in lengths:
             return iter(())
+        ended = []
         for loader, length in zip(loaders, lengths, strict=True):
+            # Behind the last batch of a round, it has still to be asked for the end of it.
+            rounds, place = divmod(start - 1, length)
+            if self._rounds_are_done and (self._given_before or 0) > start and start % length == 0:
+                rounds, place = rounds + 1, -1  # and has been, for the batch in work
             # Each finished round drew its own order: draw it again, without loading what it ordered.
-            for _ in range(0 if self._rounds_are_done else start // length):
+            for _ in range(0 if self._rounds_are_done else rounds):
                 loader.skip_to(length)
                 for _ in loader:
                     pass
-            # At the end of its round, it begins the next by itself.
-            if start % length or not self._rounds_are_done or (self._given_before or 0) > start:
-                loader.skip_to(start % length)
-        return combine(loaders, limits, ended=[start >= length for length in lengths], first_idx=start)
+            loader.skip_to(place + 1)
+            ended.append(rounds > 0)
+        return combine(loaders, limits, ended=ended, first_idx=start)
 
     def _check_one_each(self, name: str, values: Sequence[Any]) -> None:
         if len(values) != len(self._flattened):

@@ -94,7 +94,8 @@ class Fetcher(Iterator[Any]):
         start, self._start = self._start, None
         self.count = start or 0
         self._end = self._measure()
-        if self.count < self._bound:
+        # A run that was stopped behind the last batch still asks for the end.
+        if self.count < self._bound or (start and self.count == self._bound and self._ends_by_itself):
             self._iterator = self._begin(start)
         return self
 

@@ -102,6 +102,9 @@ def prepare(
     ready = CombinedLoader(combined.iterables, combined.mode)  # type: ignore[arg-type]  # checked when it was made
     ready.flattened = processed
     is_single = training and not isinstance(raw, CombinedLoader) and len(views) == 1 and combined.iterables is raw
+    if training and ready.length() is None:  # to know the last batch, the next one is fetched early
+        for view in views:
+            view.expect_look_ahead()
     return PreparedLoaders(processed[0] if is_single else ready, views, original=raw)
 
 

@@ -110,8 +110,10 @@ class PreparedLoaders:
 
     def state_dict(self) -> dict[str, Any]:
         """Where every loader is, and what makes its order; loadable with `weights_only=True`."""
-        given = self.loader.num_given if isinstance(self.loader, CombinedLoader) else None
-        return {"loaders": [view.state_dict() for view in self.views], "given": given}
+        state: dict[str, Any] = {"loaders": [view.state_dict() for view in self.views]}
+        if isinstance(self.loader, CombinedLoader):
+            state |= {"given": self.loader.num_given, "marks": self.loader.marks}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let every loader go on where `state` was taken.
@@ -129,7 +131,7 @@ class PreparedLoaders:
         for view, view_state in zip(self.views, states, strict=True):
             view.load_state_dict(view_state)
         if isinstance(self.loader, CombinedLoader):
-            self.loader.keep_rounds(state.get("given"))
+            self.loader.keep_rounds(state.get("given"), state.get("marks", ()))
 
 
 @dataclass
@@ -140,11 +142,13 @@ class RunData:
         datamodule: The user's, if there is one.
         sources: Where the loaders of each stage come from.
         prepared: The loaders that are ready.
+        seed: The seed of the run that this one goes on with; None if it goes on with none.
     """
 
     datamodule: LightningDataModule | None = None
     sources: dict[Stage, LoaderSource] = field(default_factory=dict)
     prepared: dict[Stage, PreparedLoaders] = field(default_factory=dict)
+    seed: int | None = None
 
     def source(self, stage: Stage) -> LoaderSource | None:
         """Where the loaders of `stage` come from; None if nobody said."""

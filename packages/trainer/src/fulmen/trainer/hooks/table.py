@@ -99,6 +99,8 @@ SECTIONS: dict[str, dict[str, Hook]] = {
     },
     "Checkpoints": {
         "on_save_checkpoint": Hook(_USUAL, NEVER),
+        "on_save_weights": Hook((_CALLBACKS,), NEVER),
+        "on_checkpoint_saved": Hook((_CALLBACKS,), NEVER),
         "on_load_checkpoint": Hook((_MODULE, _CALLBACKS), NEVER),
     },
 }

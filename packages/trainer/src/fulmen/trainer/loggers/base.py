@@ -22,6 +22,10 @@ class Logger(FabricLogger):
         """The folder under which this logger writes; None if it writes no files."""
         return None
 
+    def keep_in(self, folder: str) -> None:
+        """A run begins, and `folder` is the Trainer's: for loggers that keep files and were given no folder."""
+        return None
+
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
         """A checkpoint callback has saved: the place to upload it."""
         return None

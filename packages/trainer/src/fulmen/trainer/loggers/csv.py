@@ -11,7 +11,8 @@ from fulmen.fabric.loggers.csv import MetricsFile
 from fulmen.fabric.loggers.params import params_dict
 from fulmen.fabric.rank_zero import rank_zero_only
 from fulmen.trainer.core.hparams_files import save_hparams_to_yaml
-from fulmen.trainer.loggers.base import Logger, rank_zero_experiment
+from fulmen.trainer.loggers.base import rank_zero_experiment
+from fulmen.trainer.loggers.in_folder import FolderLogger
 
 
 class ExperimentWriter(MetricsFile):
@@ -29,7 +30,7 @@ class ExperimentWriter(MetricsFile):
         save_hparams_to_yaml(join(self.log_dir, self.NAME_HPARAMS_FILE), self.hparams)
 
 
-class CSVLogger(Logger, FabricCSVLogger):
+class CSVLogger(FolderLogger, FabricCSVLogger):
     """Writes `save_dir/name/version_N/metrics.csv` and `hparams.yaml`; needs no further package.
 
     Args:
@@ -56,16 +57,6 @@ class CSVLogger(Logger, FabricCSVLogger):
             flush_logs_every_n_steps=flush_logs_every_n_steps,
         )
         self._save_dir = os.fspath(save_dir)
-
-    @property
-    def root_dir(self) -> str:
-        """The folder of this experiment: of all its versions."""
-        return join(self.save_dir, self.name)
-
-    @property
-    def save_dir(self) -> str:
-        """The folder of all experiments."""
-        return self._save_dir
 
     @property
     @rank_zero_experiment

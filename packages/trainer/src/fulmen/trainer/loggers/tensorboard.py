@@ -14,10 +14,10 @@ from fulmen.fabric.loggers.tensorboard import TensorBoardLogger as FabricTensorB
 from fulmen.fabric.rank_zero import rank_zero_only, rank_zero_warn
 from fulmen.fabric.trees import move_data_to_device
 from fulmen.trainer.core.hparams_files import save_hparams_to_yaml
-from fulmen.trainer.loggers.base import Logger
+from fulmen.trainer.loggers.in_folder import FolderLogger
 
 
-class TensorBoardLogger(Logger, FabricTensorBoardLogger):
+class TensorBoardLogger(FolderLogger, FabricTensorBoardLogger):
     """Writes `save_dir/name/version_N/sub_dir/events.out.tfevents...` and `hparams.yaml`.
 
     Args:
@@ -34,8 +34,6 @@ class TensorBoardLogger(Logger, FabricTensorBoardLogger):
     Raises:
         MissingPackageError: If TensorBoard is not installed.
     """
-
-    NAME_HPARAMS_FILE = "hparams.yaml"
 
     def __init__(
         self,
@@ -61,16 +59,6 @@ class TensorBoardLogger(Logger, FabricTensorBoardLogger):
         self._log_graph = log_graph
         self._hparams_are_written = False
         self.hparams: dict[str, Any] = {}
-
-    @property
-    def root_dir(self) -> str:
-        """The folder of this experiment: of all its versions."""
-        return join(self.save_dir, self.name)
-
-    @property
-    def save_dir(self) -> str:
-        """The folder of all experiments."""
-        return self._save_dir
 
     @rank_zero_only
     def log_hyperparams(

@@ -25,7 +25,7 @@ def load(run: RunContext, stage: Stage, epoch: int = 0) -> PreparedLoaders:
         strategy=run.strategy,
         overfit_batches=run.settings.overfit_batches,
         use_distributed_sampler=run.settings.use_distributed_sampler,
-        seed=run_seed(),
+        seed=run_seed() if run.data.seed is None else run.data.seed,
         source=str(source),
         read_once=_is_read_once(run, stage),
     )

@@ -47,7 +47,7 @@ class EvaluateLoop:
         self._fit = fit or FitCounts()
         self._inside_fit = inside_fit
         self._seen_batches = 0  # the x value of metrics logged by step, over the whole run
-        self._begun: ValidationPosition | None = None  # with what the pass under way began, until its batches are done
+        self._begun: ValidationPosition | None = None  # with what the pass under way began, until its means are out
 
     @property
     def source_stage(self) -> Stage:
@@ -107,10 +107,10 @@ class EvaluateLoop:
             run_batches(
                 run, self.word, self.counts, fetcher, num_loaders=len(self.max_batches), after=self._after_batch
             )
-            self._begun = None
             run.metrics.end_batches()
             self._fire("epoch_end")
             run.metrics.publish_epoch(self._fit.stepped_batches, self._fit.epoch.total)
+            self._begun = None
             self._fire("end")
             return run.metrics.results()
 

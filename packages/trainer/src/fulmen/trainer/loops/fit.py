@@ -1,28 +1,27 @@
 """Epochs until done."""
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-from fulmen.fabric.rank_zero import PossibleUserWarning, rank_zero_warn, warn_once
+from fulmen.fabric.rank_zero import PossibleUserWarning, rank_zero_info, rank_zero_warn, warn_once
 from fulmen.trainer.checkpoint.position import FitPosition
 from fulmen.trainer.checkpoint.restore import restore_rng
+from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.data.sources import PreparedLoaders
 from fulmen.trainer.errors import ConfigurationError
 from fulmen.trainer.flags import setting
 from fulmen.trainer.loops import when
 from fulmen.trainer.loops.base import limited, load
 from fulmen.trainer.loops.evaluate import EvaluateLoop
-from fulmen.trainer.loops.resume import Resumption, resume
+from fulmen.trainer.loops.resume import Owed, Resumption, resume
 from fulmen.trainer.loops.train_epoch import TrainEpochLoop
-from fulmen.trainer.optimization import half_summed
 from fulmen.trainer.progress.counts import FitCounts
 from fulmen.trainer.progress.phase import Phase
 from fulmen.trainer.run.context import RunContext
 from fulmen.trainer.run.settings import Settings
 from fulmen.trainer.signature import is_overridden
 from fulmen.trainer.stages import Stage
+from fulmen.trainer.strategies.half_summed import Gradients
 
 
 class FitLoop:
@@ -47,6 +46,7 @@ class FitLoop:
             EvaluateLoop(run, Stage.VALIDATE, self.counts.validation, fit=self.counts, inside_fit=True),
         )
         self.max_batches: int | float = 0
+        self._is_odd_epoch = False  # begun by another number of processes
         self.restored: dict[str, Any] | None = None  # what only a checkpoint knows, until the run has gone on from it
 
     @property
@@ -57,10 +57,12 @@ class FitLoop:
     @property
     def position(self) -> FitPosition:
         """Where it is, as far as the counts do not say it."""
-        module = self.run_context.strategy.lightning_module
+        strategy, validation = self.run_context.strategy, self.val_loop.position
+        module = strategy.lightning_module
+        owed = Owed.VALIDATION if validation.is_under_way else self.epoch_loop.owed
         if module is None or not self.epoch_loop.gradients_wait:
-            return FitPosition(self.val_loop.position)
-        return FitPosition(self.val_loop.position, half_summed.take(module))
+            return FitPosition(validation, int(owed))
+        return FitPosition(validation, int(owed), strategy.gather_gradients(module))
 
     @property
     def settings(self) -> Settings:
@@ -98,19 +100,14 @@ class FitLoop:
         if batches == math.inf or settings.max_epochs == -1:
             return settings.max_steps if settings.max_steps != -1 else math.inf
         epochs = max(settings.max_epochs or 0, 1)
-        schedule = self._accumulation_schedule()
+        window = settings.accumulate_grad_batches
         # An epoch's last window steps also when it is short.
-        if schedule is None:
-            steps = math.ceil(batches / settings.accumulate_grad_batches) * epochs
-        else:
-            steps = sum(math.ceil(batches / schedule(epoch)) for epoch in range(epochs))
+        decides = [one for one in self.run_context.hooks.callbacks if is_overridden("batches_to_a_step", one, Callback)]
+        steps = math.ceil(batches / window) * epochs
+        if decides:
+            windows = ([one.batches_to_a_step(epoch) or 0 for one in decides] for epoch in range(epochs))
+            steps = sum(math.ceil(batches / (max(asked) or window)) for asked in windows)
         return min(steps, settings.max_steps) if settings.max_steps != -1 else steps
-
-    def _accumulation_schedule(self) -> Callable[[int], int] | None:
-        """Batches to an optimizer step by epoch, where a callback has a schedule of them."""
-        callbacks = self.run_context.hooks.callbacks
-        found = (getattr(callback, "get_accumulate_grad_batches", None) for callback in callbacks)
-        return next((schedule for schedule in found if schedule is not None), None)
 
     def run(self) -> when.StopReason:
         """Train until done. Returns why it ended."""
@@ -122,6 +119,8 @@ class FitLoop:
             resumption = self._resumption()
             if prepared is not None:
                 self._setup_data(prepared, resumption)
+            if resumption is not None and resumption.after_epoch and prepared is not None:
+                self._end_resumed_epoch()
             if reason := self.done:
                 return reason
             self._advise()
@@ -133,23 +132,37 @@ class FitLoop:
                 restore_rng(run, self.restored)
                 self._restore_gradients(self.restored.get("gradients"))
                 self.restored = None
-            if resumption is not None and resumption.after_epoch:
-                self.epoch_loop.finish_epoch(self.counts.epoch.total - 1)
             inside_epoch = resumption is not None and resumption.inside_epoch
-            while True:
+            while reason is None:
                 self._run_epoch(begun=inside_epoch)
                 inside_epoch = False
-                if reason := self.done:
-                    break
-                run.metrics.begin_epoch()
+                reason = self.done
+                if reason is None:
+                    if run.state.should_stop:
+                        self._tell_of_waiting()
+                    run.metrics.begin_epoch()
             run.hooks.on_train_end()
             return reason
 
-    def _restore_gradients(self, saved: list[half_summed.Gradients] | None) -> None:
+    def _end_resumed_epoch(self) -> None:
+        """What the hooks at the end of an epoch are followed by, where a checkpoint was written in one of them."""
+        self.epoch_loop.setup_steps()
+        if self.restored is not None:
+            restore_rng(self.run_context, self.restored)
+        self.epoch_loop.after_epoch(self.counts.epoch.total - 1)
+
+    def _tell_of_waiting(self) -> None:
+        settings, counts = self.run_context.settings, self.counts
+        rank_zero_info(
+            f"A stop was asked for, and training goes on: {counts.epoch.total} epochs and {counts.global_step} steps"
+            f" are done, and Trainer(min_epochs={settings.min_epochs}, min_steps={settings.min_steps}) wants more."
+        )
+
+    def _restore_gradients(self, saved: list[Gradients] | None) -> None:
         strategy = self.run_context.strategy
         if saved is None or strategy.lightning_module is None:
             return
-        if not half_summed.put_back(strategy.lightning_module, saved, strategy.global_rank, strategy.world_size):
+        if not strategy.put_back_gradients(strategy.lightning_module, saved):
             rank_zero_warn(
                 f"The checkpoint was written by {len(saved)} processes inside an accumulation window; this run has"
                 f" {strategy.world_size}. Each process had the gradients of its own part of the parameters, so those"
@@ -185,22 +198,16 @@ class FitLoop:
 
     def _resumption(self) -> Resumption | None:
         counts = self.counts
+        self.run_context.data.seed = None if self.restored is None else self.restored.get("seed")
         if self.restored is None:
             # What an earlier fit on this Trainer had in work when it ended is not gone on with: its data is gone.
             counts.epoch.abandon()
             counts.batch.abandon()
             return None
-        between_batches = counts.epoch.phase is Phase.STARTED and counts.batch.phase is Phase.IDLE
-        validating = between_batches and counts.batch.current > 0
-        resumption = resume(counts)
         if "validation" in self.restored:
             self.val_loop.go_on_from(**self.restored["validation"])
-            if self.restored["validation"]["under_way"]:
-                return replace(resumption, after_batch=True)
-        if validating:  # the batch before was done, but its step not yet counted for loggers
-            window = self.run_context.settings.accumulate_grad_batches
-            counts.stepped_batches += int(counts.is_last_batch or resumption.next_batch % window == 0)
-        return resumption
+        owed = self.restored.get("owed")
+        return resume(counts, None if owed is None else Owed(owed))
 
     def _load(self) -> PreparedLoaders | None:
         """The training loaders; None if the user wants no batch of them."""
@@ -213,11 +220,20 @@ class FitLoop:
         return prepared
 
     def _setup_data(self, prepared: PreparedLoaders, resumption: Resumption | None) -> None:
-        if resumption is not None and resumption.inside_epoch:
+        if resumption is not None:
             prepared.set_epoch(self.counts.epoch.total)
+            # Between two epochs too: generators and samplers of the user run on from epoch to epoch.
             if self.restored and (saved := self.restored.get("data")):
-                prepared.load_state_dict(saved)
-        self.epoch_loop.setup_data(prepared, self.max_batches, resumption)
+                rank, world_size = self.run_context.strategy.global_rank, self.run_context.strategy.world_size
+                prepared.load_state_dict(saved[rank] if len(saved) == world_size else saved[0])
+            if not resumption.inside_epoch:
+                prepared.set_epoch(self.counts.epoch.total)
+        batches = self.max_batches
+        if resumption is not None and resumption.inside_epoch:
+            # An epoch that another number of processes has begun has another length.
+            [batches] = limited([prepared.length], self.run_context.settings.limit_train_batches, Stage.TRAIN)
+        self._is_odd_epoch = batches != self.max_batches
+        self.epoch_loop.setup_data(prepared, batches, resumption, is_odd=self._is_odd_epoch)
 
     def _setup_validation_data(self) -> None:
         """Validation loaders are made before training begins, if the first epoch needs them."""
@@ -226,6 +242,8 @@ class FitLoop:
         if not self.epoch_loop.validates:
             return
         first = when.validates_in_epoch(self.counts.epoch.total, run.settings.check_val_every_n_epoch)
+        if self.restored is not None:  # they were there, and callbacks decide by that when they save
+            first = first or bool(run.settings.num_sanity_val_steps) or self.val_loop.position.seen_batches > 0
         if Stage.VALIDATE in data.prepared or first:
             with run.state.inside(Stage.VALIDATE):
                 self.val_loop.setup_data()
@@ -238,16 +256,21 @@ class FitLoop:
             self._setup_data(self._load(), None)  # type: ignore[arg-type]  # there were batches before
         if not begun:
             run.data.set_epoch(Stage.TRAIN, counts.epoch.total)
+            if self._is_odd_epoch:
+                self._setup_data(run.data.prepared[Stage.TRAIN], None)
+                self.epoch_loop.setup_steps()
             counts.begin_epoch()
             counts.epoch.ready()
             hooks.on_train_epoch_start()
             counts.epoch.started()
         self.epoch_loop.run()
+        if begun:  # an epoch with no batch left has not used up its place in the data
+            run.data.set_epoch(Stage.TRAIN, counts.epoch.total + 1)
         self.epoch_loop.check_went_on()
         counts.epoch.processed()
         run.metrics.end_batches()
         hooks.on_train_epoch_end()
-        self.epoch_loop.after_epoch()
+        self.epoch_loop.after_epoch(counts.epoch.total)
         counts.epoch.completed()
 
 

@@ -1,9 +1,11 @@
 """One epoch of training: batch, step, metrics, validate?"""
 
+from collections.abc import Callable
 from contextlib import closing
 from time import monotonic
 from typing import Any
 
+from fulmen.trainer.checkpoint.durable import tell_of_saves
 from fulmen.trainer.data.batch import Placer, make_placer
 from fulmen.trainer.data.fetchers import BatchIterator, Fetcher
 from fulmen.trainer.data.sources import PreparedLoaders
@@ -11,7 +13,7 @@ from fulmen.trainer.errors import ConfigurationError
 from fulmen.trainer.hooks.dispatch import HookFunction, listened
 from fulmen.trainer.loops import when
 from fulmen.trainer.loops.evaluate import EvaluateLoop
-from fulmen.trainer.loops.resume import Resumption
+from fulmen.trainer.loops.resume import Owed, Resumption
 from fulmen.trainer.optimization.arguments import takes_iterator, warn_self_fetching
 from fulmen.trainer.optimization.automatic import AutomaticOptimization
 from fulmen.trainer.optimization.loss import LossWatch
@@ -45,14 +47,24 @@ class TrainEpochLoop:
         self._clock = AgreedClock()
         self._fetches_itself = False
         self._resumption: Resumption | None = None
+        self.owed = Owed.NOTHING
+        """What still follows the batch before, while no batch is in work."""
 
-    def setup_data(self, prepared: PreparedLoaders, max_batches: int | float, resumption: Resumption | None) -> None:
+    def setup_data(
+        self,
+        prepared: PreparedLoaders,
+        max_batches: int | float,
+        resumption: Resumption | None,
+        *,
+        is_odd: bool = False,
+    ) -> None:
         """Take these batches for the epochs to come.
 
         Args:
             prepared: The training loaders.
             max_batches: How many of their batches make an epoch.
             resumption: Where the first epoch goes on, if it was under way.
+            is_odd: Has that epoch another length than those that follow?
         """
         settings = self.run_context.settings
         self.max_batches = max_batches
@@ -61,7 +73,8 @@ class TrainEpochLoop:
         if settings.val_check_time is None and max_batches > 0:
             interval = settings.val_check_interval
             assert isinstance(interval, int | float)
-            self.val_check_batch = when.validation_interval(interval, max_batches, across_epochs=self._across_epochs)
+            counts_on = self._across_epochs or (is_odd and isinstance(interval, int))  # then it may be too long
+            self.val_check_batch = when.validation_interval(interval, max_batches, across_epochs=counts_on)
         inside = resumption is not None and resumption.inside_epoch
         start = resumption.next_batch if resumption is not None and inside else 0
         self._resumption = resumption if inside else None
@@ -123,10 +136,12 @@ class TrainEpochLoop:
         fetcher = self._fetcher
         self.run_context.signals.begin_next()
         with self.run_context.hooks.inside("training_step"), closing(fetcher):
-            done = resumption.next_batch if resumption is not None and resumption.after_batch else 0
-            stopped = done and self._after_batch(done - 1, is_last=self.counts.is_last_batch)
+            self.owed = Owed.NOTHING
+            stopped = resumption is not None and self._pay(resumption.next_batch - 1, resumption.owed)
             if not stopped:
-                run_batch = self._run_self_fetching if self._fetches_itself else self._run_batch
+                run_batch: Callable[..., bool] = self._run_self_fetching if self._fetches_itself else self._run_batch
+                if self.run_context.strategy.checkpoint_io.saves_in_background:
+                    run_batch = self._looking_at_saves(run_batch)
                 for batch in fetcher.items(self.run_context.metrics.begin_batch) if self._fetches_itself else fetcher:
                     if run_batch(batch, fetcher):
                         break
@@ -147,16 +162,21 @@ class TrainEpochLoop:
         if isinstance(self._optimization, ManualOptimization):
             self._optimization.check_steps(self._fetcher.count)
 
-    def after_epoch(self) -> None:
-        """What follows the hooks at the end of an epoch."""
-        counts = self.counts
-        self.finish_epoch(counts.epoch.total)
-        # The last step of the epoch, on the same axis as the steps' own metrics.
-        self.run_context.metrics.publish_epoch(max(counts.stepped_batches - 1, 0), counts.epoch.total)
-
-    def finish_epoch(self, epoch: int) -> None:
-        """What changes training at the end of `epoch` (0-based); after a resume there, it is still to be done."""
+    def after_epoch(self, epoch: int) -> None:
+        """What follows the hooks at the end of `epoch` (0-based)."""
         self._schedulers.after_epoch(epoch, plateau=True)
+        # The last step of the epoch, on the same axis as the steps' own metrics.
+        self.run_context.metrics.publish_epoch(max(self.counts.stepped_batches - 1, 0), epoch)
+
+    def _looking_at_saves(self, run_batch: Callable[..., bool]) -> Callable[..., bool]:
+        """`run_batch`, and after it callbacks hear what has come to the disk; a failed save ends the run there."""
+
+        def run_and_look(batch: Any, fetcher: Fetcher) -> bool:
+            ends = run_batch(batch, fetcher)
+            tell_of_saves(self.run_context)
+            return ends
+
+        return run_and_look
 
     def _run_batch(self, batch: Any, fetcher: Fetcher) -> bool:
         """One batch and what follows it. Does the epoch end here, before its batches do?"""
@@ -206,7 +226,7 @@ class TrainEpochLoop:
 
     def _finish_batch(self, output: Any, batch: Any, index: int, *, is_last: bool) -> bool:
         """What follows the step. Does the epoch end here, before its batches do?"""
-        run, counts, cursor = self.run_context, self.counts, self.counts.batch
+        counts, cursor = self.counts, self.counts.batch
         cursor.processed()
         if self._schedulers.step_by_step and self._stepped(index, is_last):
             self._schedulers.after_step(plateau=False)
@@ -215,25 +235,44 @@ class TrainEpochLoop:
         if self._on_batch_end is not None:
             self._on_batch_end(self._optimization.outputs(output), batch, index)
         cursor.completed()
-        every = run.settings.log_every_n_steps or 0
-        # While gradients accumulate the step is not done: it has one row, at its end.
-        due = when.logs_after(counts.stepped_batches, every, stopping=run.state.should_stop)
-        if due and self._stepped(index, is_last):
-            run.metrics.publish_step(counts.stepped_batches, counts.epoch.total)
+        due = self._publish_step(index, is_last=is_last)
         if due or is_last:
             step, epoch = counts.stepped_batches, counts.epoch.total
             self._watch.look(output, step=step, epoch=epoch, batch=index, is_last=is_last)
         return self._after_batch(index, is_last=is_last)
 
+    def _pay(self, index: int, owed: Owed) -> bool:
+        """What still follows a batch after a resume. Does the epoch end here, before its batches do?"""
+        is_last = self.counts.is_last_batch
+        if owed is Owed.NOTHING:
+            return False
+        if owed is Owed.ROW:
+            self._publish_step(index, is_last=is_last)
+        return self._after_batch(index, is_last=is_last, validates=self.validates and owed is not Owed.COUNT)
+
+    def _publish_step(self, index: int, *, is_last: bool) -> bool:
+        """Send the row of a step, if it is time. Is it?"""
+        run, counts = self.run_context, self.counts
+        # While gradients accumulate the step is not done: it has one row, at its end.
+        due = when.logs_after(
+            counts.stepped_batches, run.settings.log_every_n_steps or 0, stopping=run.state.should_stop
+        )
+        if due and self._stepped(index, is_last):
+            run.metrics.publish_step(counts.stepped_batches, counts.epoch.total)
+        return due
+
     def _stepped(self, index: int, is_last: bool) -> bool:
         """Did the batch end an accumulation window?"""
         return is_last or (index + 1) % self.run_context.settings.accumulate_grad_batches == 0
 
-    def _after_batch(self, index: int, *, is_last: bool) -> bool:
+    def _after_batch(self, index: int, *, is_last: bool, validates: bool | None = None) -> bool:
         """Validate if it is time. Does the epoch end here, before its batches do?"""
         run, counts = self.run_context, self.counts
-        if self.validates and self._validates_after(index, is_last=is_last):
+        validates = self.validates if validates is None else validates
+        if validates and self._validates_after(index, is_last=is_last):
+            self.owed = Owed.COUNT
             self.val_loop.run()
+            self.owed = Owed.NOTHING
             self._validated_at_s = monotonic()
         if self._stepped(index, is_last):
             counts.stepped_batches += 1
@@ -244,8 +283,7 @@ class TrainEpochLoop:
             run.signals.stop_if_due(run.signals.place - 1)
         max_steps = run.settings.max_steps
         if run.state.should_stop:
-            for logger in run.metrics.loggers:
-                logger.save()
+            run.metrics.outlets.tell(run.metrics.loggers, "save")
             if self.may_stop:
                 return True
         return max_steps != -1 and counts.global_step >= max_steps

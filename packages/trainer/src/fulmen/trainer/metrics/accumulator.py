@@ -90,7 +90,7 @@ class Accumulator(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """The state as tensors and numbers."""
-        gathered = None if self.gathered is None else self.gathered.detach().clone()
+        gathered = None if self.gathered is None else self.gathered.detach().to("cpu", copy=True)
         double = self.dtype is torch.float64
         return {"gathered": gathered, "host": self.host, "count": self.count, "double": double}
 

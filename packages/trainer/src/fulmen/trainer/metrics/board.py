@@ -23,6 +23,7 @@ from fulmen.trainer.metrics.log_call import (
     one_name_for_two_loaders,
     two_meanings,
 )
+from fulmen.trainer.metrics.outlets import Outlets
 from fulmen.trainer.metrics.results import Entry, Phase, Results
 from fulmen.trainer.metrics.scalars import check_is_part, is_metric, metric_result, to_floats, to_scalar, two_kinds
 from fulmen.trainer.metrics.together import Together
@@ -48,8 +49,9 @@ class MetricsBoard:
     _dataloader_idx: int | None  # None: no batch is at work
     _place: dict[tuple[str, str], Entry]  # where the entries of the current batch are
 
-    def __init__(self, loggers: Iterable[Any] = ()) -> None:
+    def __init__(self, loggers: Iterable[Any] = (), folder: str = "") -> None:
         self.loggers: list[Any] = list(loggers)
+        self.outlets = Outlets(folder)
         self.muted: str | None = None  # the option that switches recording off, as the user wrote it
         self._together: Together | None = None
         self._device = torch.device("cpu")
@@ -64,6 +66,7 @@ class MetricsBoard:
         self._logged = {}
         self._bar = {}
         self._stages: list[Results] = []
+        self._left: Results | None = None
         self._returned: list[dict[str, float]] = []
         self._resumed: Mapping[str, Any] | None = None
         self._switch_to(Results())
@@ -108,6 +111,7 @@ class MetricsBoard:
             self._show()
         finally:
             self._stages.remove(results)
+            self._left = results if results.training else self._left  # a stopped run is saved when it has left
             self._switch_to(outer)
             self._batch, self._batch_size, self._place, self._dataloader_idx = outer_batch
             if stage is Stage.SANITY_CHECK:  # a rehearsal leaves no trace
@@ -412,9 +416,7 @@ class MetricsBoard:
                 step = int(floats.pop("step"))
             else:
                 floats.setdefault("epoch", epoch)
-        for logger in self.loggers:
-            logger.log_metrics(metrics=dict(floats), step=step)
-            logger.save()
+        self.outlets.send(self.loggers, floats, step)
 
     # --- going on after a stop
 
@@ -433,9 +435,10 @@ class MetricsBoard:
 
     def state_dict(self) -> dict[str, Any]:
         """What is shown and what the rest of a training epoch needs, loadable with `weights_only=True`."""
-        training = next((results for results in self._stages if results.training), None)
+        training = next((results for results in self._stages if results.training), self._left)
+        shown = self.shown()  # first: what nobody looked at yet is seen by this
         entries = training.state_dict(self._module) if training is not None else {"entries": []}
-        return {**entries, "shown": self.shown()}
+        return {**entries, "shown": shown}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on in the middle of a training epoch; may be called before training is entered."""

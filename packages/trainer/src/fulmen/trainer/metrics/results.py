@@ -164,6 +164,7 @@ class Entry:
             }
         elif self.accumulator is not None:
             state["accumulator"] = self.accumulator.state_dict()
+        state["unsent"], state["final"] = _on_cpu(self.unsent), _on_cpu(self.final)
         return state
 
     @classmethod
@@ -175,13 +176,20 @@ class Entry:
             _restore_metric(entry.metric, state["metric"])
         elif entry.accumulator is not None:
             entry.accumulator.load_state_dict(state["accumulator"], device)
+        for name in ("unsent", "final"):
+            value = state.get(name)
+            setattr(entry, name, value.to(device) if isinstance(value, Tensor) else value)
         return entry
+
+
+def _on_cpu(value: Scalar | None) -> Scalar | None:
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.detach().clone()
-    return [item.detach().clone() for item in value]
+        return value.detach().to("cpu", copy=True)
+    return [item.detach().to("cpu", copy=True) for item in value]
 
 
 def _restore_metric(metric: MetricObject, state: Mapping[str, Any]) -> None:
@@ -260,15 +268,16 @@ class Results:
 
     def state_dict(self, module: torch.nn.Module | None) -> dict[str, Any]:
         """What the rest of the epoch needs, as plain data; metric objects are found in `module`."""
-        if self.phase is not Phase.BATCHES:
-            return {"entries": []}  # hooks of an epoch's start run again; its end has had its effect
+        if self.phase not in (Phase.BATCHES, Phase.EPOCH_END):
+            return {"entries": []}  # hooks of an epoch's start run again
         paths = {id(part): path for path, part in module.named_modules()} if module is not None else {}
         return {
+            "has_ended": self.phase is Phase.EPOCH_END,
             "entries": [
                 entry.state_dict(paths.get(id(entry.metric)))
                 for entry in self.entries
-                if entry.call.on_epoch and entry.of_batch and (entry.metric is None or id(entry.metric) in paths)
-            ]
+                if entry.call.hook != "on_train_start" and (entry.metric is None or id(entry.metric) in paths)
+            ],
         }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device, module: torch.nn.Module | None) -> None:
@@ -278,3 +287,5 @@ class Results:
                 module is not None and saved["metric"]["path"] in dict(module.named_modules())
             ):
                 self.add(Entry.from_state(saved, device, module))
+        if state.get("has_ended"):
+            self.phase = Phase.EPOCH_END

@@ -61,7 +61,10 @@ class AutomaticOptimization:
         self._zero_grad_hook = hooks.module_method("optimizer_zero_grad")
         # The first backward is looked at closely, and with `detect_anomaly` every one.
         self._plain_backward = False
-        self._is_plain = strategy.backward_is_plain and not is_overridden("backward", module)
+        self._backward = hooks.step("backward", strategy.backward)
+        # A backward that is timed goes the whole way.
+        is_timed = self._backward != strategy.backward
+        self._is_plain = strategy.backward_is_plain and not is_overridden("backward", module) and not is_timed
         self._is_first = True
         self._on_before_zero_grad = listened(hooks.on_before_zero_grad)
         self._on_before_backward = listened(hooks.on_before_backward)
@@ -152,7 +155,7 @@ class AutomaticOptimization:
         if self._is_plain:
             loss.backward()
         else:
-            self._strategy.backward(loss, self._optimizer)
+            self._backward(loss, self._optimizer)
         if self._is_first:
             self._is_first = False
             self._plain_backward = self._is_plain and not self._settings.detect_anomaly

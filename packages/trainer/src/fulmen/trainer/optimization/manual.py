@@ -35,14 +35,21 @@ class ManualOptimization:
         self._is_first = True
         self._idle = 0  # batches since the last step
         self._counts = counts
-        self.gradients_wait = False  # has there been a backward since the last step?
+        self._waiting: set[int] = set()  # by id: optimizers that have not stepped since the last backward
         self._step = OptimizerStep(run.strategy, run.hooks, None, automatic=False)
         step = run.hooks.step("training_step", run.strategy.step_function("training_step"))
         self._training_step = step_arguments(module.training_step, step)
         self._strategy, self._hooks = run.strategy, run.hooks
+        self._all = {id(optimizer) for optimizer in run.strategy.optimizers}
+        self._timed_backward = self._hooks.step("backward", self._strategy.backward)
         module.bind_backward(self._backward)
         for optimizer in run.strategy.lightning_optimizers:
             optimizer.bind(self._counted_step, module=module, skip_gradient_sync=run.strategy.skip_gradient_sync)
+
+    @property
+    def gradients_wait(self) -> bool:
+        """Has an optimizer not stepped since the last backward?"""
+        return bool(self._waiting)
 
     def run(self, batch: Any, index: int, *, is_last: bool) -> Any:
         """One batch. Returns what `training_step` returned."""
@@ -89,12 +96,12 @@ class ManualOptimization:
             check_finite(loss.sum(), self._name, epoch=counts.epoch.total, batch=self._index, step=counts.global_step)
         self._hooks.on_before_backward(loss)
         try:
-            self._strategy.backward(loss, None, *args, **kwargs)
+            self._timed_backward(loss, None, *args, **kwargs)
         except RuntimeError:
             if not args and not kwargs:  # else the user says how to derive it
                 check_derivable(loss, self._name, self._module.parameters())
             raise
-        self.gradients_wait = True
+        self._waiting = set(self._all)
         if self._is_first:
             self._is_first = False
             groups = (group for optimizer in self._strategy.optimizers for group in optimizer.param_groups)
@@ -104,6 +111,6 @@ class ManualOptimization:
 
     def _counted_step(self, optimizer: Optimizer, closure: Closure | None, kwargs: dict[str, Any]) -> Any:
         answer = self._step(optimizer, closure, kwargs)
-        self.gradients_wait = False
+        self._waiting.discard(id(optimizer))
         self._counts.manual_steps.add()
         return answer

@@ -29,16 +29,24 @@ class CommonStop:
         world_size: Number of processes.
         tell: Called with the number of the signal, in the watching thread.
         begun: The place that the loop of this process has begun.
+        look: Called in the watching thread, ten times a second, until it is closed.
     """
 
     def __init__(
-        self, store: Any, rank: int, world_size: int, tell: Callable[[int], None], begun: Callable[[], int]
+        self,
+        store: Any,
+        rank: int,
+        world_size: int,
+        tell: Callable[[int], None],
+        begun: Callable[[], int],
+        look: Callable[[], None] | None = None,
     ) -> None:
         self._store = store
         self._rank = rank
         self._world_size = world_size
         self._tell = tell
         self._begun = begun
+        self._look = look
         self._asked = 0
         self._place = 0
         self._is_agreed = threading.Event()
@@ -63,8 +71,12 @@ class CommonStop:
     def _watch(self) -> None:
         try:
             while not self._is_closed.wait(_LOOK_EVERY_S):
-                if number := self._asked or self._asked_elsewhere():
+                if not self._is_agreed.is_set() and (number := self._asked or self._asked_elsewhere()):
                     self._agree(number)
+                    self._is_agreed.set()
+                if self._look is not None:
+                    self._look()
+                elif self._is_agreed.is_set():
                     return
         except RuntimeError:  # whoever kept the store is gone
             if self._asked:
@@ -76,12 +88,15 @@ class CommonStop:
         return int(self._store.get("signal")) if self._store.check(["signal"]) else 0
 
     def _agree(self, number: int) -> None:
-        self._store.set("signal", str(number))
+        # Two processes may get two signals: the first that was written down counts for all.
+        number = int(self._store.compare_set("signal", "", str(number)))
         self._tell(number)
         self._store.set(f"begun/{self._rank}", str(self._begun()))
         everybody = [f"begun/{rank}" for rank in range(self._world_size)]
         deadline = time.monotonic() + _ANSWER_WITHIN_S
         while not self._store.check(everybody):
+            if self._look is not None:
+                self._look()  # somebody may be gone, or fail instead
             if time.monotonic() > deadline or self._is_closed.wait(_LOOK_EVERY_S / 10):
                 return
         self._place = max(int(self._store.get(one)) for one in everybody)

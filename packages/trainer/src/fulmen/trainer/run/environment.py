@@ -1,6 +1,7 @@
-"""Defaults of Trainer's arguments from the environment: `PL_TRAINER_MAX_EPOCHS=3` stands for `max_epochs=3`.
+"""Defaults of Trainer's arguments from the environment: `FULMEN_TRAINER_MAX_EPOCHS=3` stands for `max_epochs=3`.
 
-So a job script or a cluster sets what no program says. What the program passes wins.
+So a job script or a cluster sets what no program says. What the program passes wins. The prefix that programs of the
+reference know, `PL_TRAINER_`, is read too; ours wins.
 """
 
 import ast
@@ -12,19 +13,21 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar, cast
 
 from fulmen.fabric.rank_zero import rank_zero_warn
+from fulmen.trainer.run.argument_names import check_given
 
-PREFIX = "PL_TRAINER_"
+PREFIXES = ("PL_TRAINER_", "FULMEN_TRAINER_")  # the later wins
 
 _C = TypeVar("_C", bound=Callable[..., None])
 
 
 def defaults_from_environment(init: _C) -> _C:
-    """`init`, which takes what is not passed from the environment, where it is set there."""
+    """`init`, which takes what is not passed from the environment, where it is set there; names are checked."""
     names = [name for name in inspect.signature(init).parameters if name != "self"]
 
     @functools.wraps(init)
     def with_defaults(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **{**arguments_in(os.environ, names), **kwargs})
+        check_given(args, kwargs, names)
+        init(self, **{**arguments_in(os.environ, names), **kwargs})
 
     return cast(_C, with_defaults)
 
@@ -36,18 +39,19 @@ def arguments_in(environment: Mapping[str, str], names: Collection[str]) -> dict
     {'devices': [0, 1], 'strategy': 'ddp'}
     """
     found: dict[str, Any] = {}
-    for variable, text in environment.items():
-        if not variable.startswith(PREFIX):
-            continue
-        name = variable.removeprefix(PREFIX).lower()
-        if name in names:
-            found[name] = _value(text)
-        else:
-            near = difflib.get_close_matches(name, names, n=1)
-            advice = f"Did you mean {PREFIX}{near[0].upper()}?" if near else "Remove it, or correct its name."
-            rank_zero_warn(
-                f"The environment variable {variable} has no effect. Trainer has no argument {name!r}. {advice}"
-            )
+    for prefix in PREFIXES:
+        for variable, text in environment.items():
+            name = variable.removeprefix(prefix).lower()
+            if not variable.startswith(prefix) or "__" in variable:  # two underscores: of the command line
+                continue
+            if name in names:
+                found[name] = _value(text)
+            else:
+                near = difflib.get_close_matches(name, names, n=1)
+                advice = f"Did you mean {prefix}{near[0].upper()}?" if near else "Remove it, or correct its name."
+                rank_zero_warn(
+                    f"The environment variable {variable} has no effect. Trainer has no argument {name!r}. {advice}"
+                )
     return found
 
 

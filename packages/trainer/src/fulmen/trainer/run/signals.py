@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from fulmen.fabric.rank_zero import rank_zero_info, rank_zero_only
 from fulmen.trainer.errors import InterruptedBySignal
 from fulmen.trainer.run.common_stop import CommonStop
+from fulmen.trainer.run.peers import Peers
 
 _CAUGHT = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name))
 # Beyond every place that a loop begins.
@@ -37,9 +38,10 @@ class Signals:
         self.place = 0
         self.stopped = False
         self._others: CommonStop | None = None
+        self._peers: Peers | None = None
 
     @contextmanager
-    def listening(self, pass_on: Callable[[int], None] | None = None) -> Iterator[None]:
+    def listening(self, pass_on: Callable[[int], None] | None = None, also: Iterable[int] = ()) -> Iterator[None]:
         """Catch signals until the block is left; then every handler is as it was before.
 
         A handler that the user installed is called too. Outside the main thread Python allows no handlers: there
@@ -47,6 +49,7 @@ class Signals:
 
         Args:
             pass_on: Told the number of the signal, where other processes take part in the work.
+            also: Further signals that end the run, beside SIGTERM, SIGHUP and SIGINT.
 
         Raises:
             InterruptedBySignal: If one came too late for the loop to act on it.
@@ -59,13 +62,16 @@ class Signals:
             finally:
                 self._close()
             return
-        before = {number: signal.getsignal(number) for number in _CAUGHT}
+        before = {number: signal.getsignal(number) for number in {*_CAUGHT, *also}}
         pid = os.getpid()
 
         def catch(number: int, frame: FrameType | None) -> None:
             user_handler = before.get(number)
             if user_handler is signal.default_int_handler:
                 if self.caught or not self.place:
+                    if pass_on is not None and os.getpid() == pid:
+                        # It may have come to this process only. Not as a second Ctrl-C to those that heard it too.
+                        pass_on(signal.SIGTERM)
                     raise KeyboardInterrupt
                 _announce_stop()
             self._hear(number)
@@ -87,19 +93,31 @@ class Signals:
         if self.caught:
             raise ending(self.caught)
 
-    def stop_with_others(self, store: Any, rank: int, world_size: int) -> None:
+    def stop_with_others(self, store: Any, rank: int, world_size: int, *, ends_alone: bool = False) -> None:
         """From now on a signal to any process of the run stops all of them, at the same place.
+
+        They also hear when one of them fails, dies or hangs: see `peers`.
 
         Args:
             store: A key-value store of all processes, or None when alone.
             rank: Of this process.
             world_size: Number of processes.
+            ends_alone: Does nobody else end this process when another one fails?
         """
         if store is None:
             return
-        self._others = CommonStop(store, rank, world_size, self._catch, lambda: self.place)
+        self._peers = Peers(store, rank, world_size, ends_alone=ends_alone)
+        self._others = CommonStop(store, rank, world_size, self._agree, lambda: self.place, self._peers.look)
         if self.caught:  # it came while the processes were set up
             self._others.ask(self.caught)
+
+    def fail(self, error: BaseException) -> BaseException | None:
+        """This process fails: the others hear of it.
+
+        Returns:
+            What to raise in its place, if another process is to blame.
+        """
+        return self._peers.fail(error) if self._peers is not None and isinstance(error, Exception) else None
 
     def stop_if_due(self, place: int) -> None:
         """Called where a signal was `caught`: end the run here, unless other processes are beyond `place` already.
@@ -133,10 +151,16 @@ class Signals:
     def _catch(self, number: int) -> None:
         self.caught = self.caught or number
 
+    def _agree(self, number: int) -> None:
+        self.caught = number
+
     def _close(self) -> None:
         if self._others is not None:
             self._others.close()
             self._others = None
+        if self._peers is not None:
+            self._peers.leave()
+            self._peers = None
 
 
 def ending(number: int) -> BaseException:

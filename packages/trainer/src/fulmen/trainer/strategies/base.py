@@ -28,13 +28,13 @@ from fulmen.trainer.core.optimizer import LightningOptimizer
 from fulmen.trainer.errors import ConfigurationError
 from fulmen.trainer.signature import extension_point, is_overridden
 from fulmen.trainer.stages import EntryPoint
-from fulmen.trainer.strategies.fabric_backed import FabricBacked
+from fulmen.trainer.strategies.half_summed import KeepsGradients
 from fulmen.trainer.strategies.hears_the_run import HearsTheRun
 from fulmen.trainer.strategies.layer_sync import LayerSync
 
 
 @extension_point
-class Strategy(FabricBacked, HearsTheRun):
+class Strategy(KeepsGradients, HearsTheRun):
     """How the trainer runs a module on devices.
 
     Users may subclass it and override any public method; whoever overrides the collective methods (`reduce`,

@@ -127,6 +127,17 @@ class DDPStrategy(ParallelStrategy):
         if self._averaging_period is not None and isinstance(self.model, DistributedDataParallel):
             self._averager = self._make_averager(self._averaging_period)
 
+    def on_trained_parameters_change(self) -> None:
+        """Wrap the module anew: the wrapper joins the gradients of what was trained when it was made, and no others.
+
+        Every process must call it, between two optimizer steps.
+        """
+        wrapped = self.model
+        inner = wrapped.module if isinstance(wrapped, DistributedDataParallel) else wrapped
+        assert inner is not None
+        self._wrap(inner)
+        self._run_backward = None
+
     def pre_backward(self, closure_loss: Tensor) -> None:
         """Prepare the gradient reduction where torch's wrapper cannot: in manual optimization."""
         if self._prepares_backward:

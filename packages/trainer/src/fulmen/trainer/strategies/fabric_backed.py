@@ -12,6 +12,7 @@ from fulmen.fabric.accelerators.base import Accelerator
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
 from fulmen.fabric.collectives.process_group import is_initialized, shared_store
 from fulmen.fabric.collectives.tensors import reduce_tensors
+from fulmen.fabric.environments.default import LightningEnvironment
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.strategies.base import Strategy as FabricStrategy
 
@@ -148,6 +149,12 @@ class FabricBacked:
     def shared_store(self) -> Any:
         """A key-value store of all processes, for what cannot wait for a collective; None when alone."""
         return shared_store()
+
+    @property
+    def is_started_by_others(self) -> bool:
+        """Did torchrun or a cluster manager start the processes? Then no launcher of ours ends them together."""
+        environment = getattr(self.fabric_strategy, "cluster_environment", None)
+        return environment is not None and not isinstance(environment, LightningEnvironment)
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
         """Do all processes say yes? With `all=False`: does any?"""

@@ -33,5 +33,8 @@ class HearsTheRun:
     def on_predict_end(self) -> None:
         """Predicting has ended."""
 
+    def on_trained_parameters_change(self) -> None:
+        """`requires_grad` of parameters was switched: others are trained from here on."""
+
     def on_exception(self, exception: BaseException) -> None:
         """The run ends with `exception`; it is raised again afterwards."""

@@ -6,8 +6,8 @@ too, and all processes make the same number of steps.
 
 import os
 from abc import ABC
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -17,13 +17,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fulmen.fabric.forward_redirect import call_through_forward
+from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.fabric.strategies.sharded import ShardedStrategy as FabricShardedStrategy
-from fulmen.fabric.strategies.sharded_tensors import is_dtensor
+from fulmen.fabric.strategies.sharded_tensors import is_split
 from fulmen.trainer.errors import ConfigurationError
+from fulmen.trainer.strategies import half_summed
+from fulmen.trainer.strategies.half_summed import Gradients
 from fulmen.trainer.strategies.parallel import ParallelStrategy
 
 # The names of a run's parts in a folder of shards, as Lightning writes them too.
 _MODEL, _OPTIMIZER = "model", "optimizer_"
+# Before the name of a parameter: the sum of whole gradients of this process.
+_WHOLE = "whole:"
 _NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
 
 
@@ -54,7 +59,7 @@ class ShardedStrategy(ParallelStrategy, ABC):
     def setup_model(self, *, training: bool) -> None:
         """Convert the module to the precision and split it, also if it is only evaluated."""
         model: nn.Module = self._module()
-        if not any(map(is_dtensor, model.parameters())):  # what is split already was made, or converted, as it is
+        if not is_split(model):  # what is split already was made, or converted, as it is
             model = self.precision_plugin.convert_module(model)
         if training and self.layer_sync is not None:
             self._check_layer_sync()
@@ -83,6 +88,52 @@ class ShardedStrategy(ParallelStrategy, ABC):
         if not enabled or self.model is None or not self._exchanges_gradients:
             return _NO_CONTEXT
         return self._fabric_sharded.no_backward_sync(self.model, enabled)
+
+    # Gradients inside an accumulation window: sums of whole ones, and parts of those that were exchanged already
+
+    def gather_gradients(self, module: nn.Module) -> list[Gradients]:
+        """The gradients that wait: of each process its parts, and of sums the mean, in the memory of the first."""
+        own = half_summed.take(module)
+        for unit in self._units():
+            with _gathered(module, unit) as parameters:
+                waiting = {name: one.grad for name, one in parameters.items() if one.grad is not None}
+                for name in sorted({name for names in self.gather_objects(list(waiting)) for name in names}):
+                    if half_summed.is_sharded(parameters[name]):  # of each process another part, also when gathered
+                        if name in waiting:
+                            own[_WHOLE + name] = half_summed.in_memory(waiting[name])
+                        continue
+                    grad = waiting.get(name)
+                    mean = self.reduce(torch.zeros_like(parameters[name]) if grad is None else grad, reduce_op="mean")
+                    if self.is_global_zero:
+                        own[half_summed.MEAN + name] = half_summed.in_memory(mean)
+        if not any(self.gather_objects(bool(own))):
+            rank_zero_warn(
+                f"The checkpoint is written inside an accumulation window, and {type(self).__name__} cannot reach the"
+                " gradients of its first batches: they are added up in another type than the parameters have."
+                " A resume goes on without them. Save where a window ends to go on exactly."
+            )
+        return self.gather_objects(own)
+
+    def put_back_gradients(self, module: nn.Module, saved: Sequence[Gradients]) -> bool:
+        """Give the parameters their gradients again. Was it possible? Parts need as many processes as there were."""
+        sums, own = half_summed.apart(saved)
+        split = dict(module.named_parameters())
+        if all(name in split and split[name].shape == grad.shape for one in own for name, grad in one.items()):
+            # Where nothing was split, each process had whole ones.
+            sums |= own[self.global_rank] if len(own) == self.world_size else half_summed.mean_of(own)
+        else:
+            if len(own) != self.world_size:
+                return False
+            mine = own[self.global_rank]
+            parts = {name: grad for name, grad in mine.items() if not name.startswith(_WHOLE)}
+            if not half_summed.put(split, parts):
+                return False
+            sums |= {name.removeprefix(_WHOLE): grad for name, grad in mine.items() if name.startswith(_WHOLE)}
+        fits = True
+        for unit in self._units() if sums else []:
+            with _gathered(module, unit) as parameters:
+                fits &= half_summed.put(parameters, {name: sums.pop(name) for name in parameters if name in sums})
+        return fits and not sums
 
     # State
 
@@ -155,9 +206,12 @@ class ShardedStrategy(ParallelStrategy, ABC):
 
     @property
     def _exchanges_gradients(self) -> bool:
+        return bool(self._units())
+
+    def _units(self) -> list[Any]:
         from torch.distributed.fsdp import FSDPModule
 
-        return any(isinstance(part, FSDPModule) for part in self._module().modules())
+        return [part for part in self._module().modules() if isinstance(part, FSDPModule)]
 
     def _surrounded(self, name: str, step: Callable[..., Any]) -> Callable[..., Any]:
         module = self._module()
@@ -179,3 +233,14 @@ class ShardedStrategy(ParallelStrategy, ABC):
 
     def _optimizers_to(self, device: torch.device) -> None:
         """Nothing: the state of each parameter is where the parameter is."""
+
+
+@contextmanager
+def _gathered(module: nn.Module, unit: Any) -> Iterator[dict[str, nn.Parameter]]:
+    """Inside, the parameters of `unit` are whole: they by name. Those of other units inside of it are not."""
+    split = dict(module.named_parameters())
+    unit.unshard()
+    try:
+        yield {name: one for name, one in module.named_parameters() if one is not split.get(name)}
+    finally:
+        unit.reshard()

@@ -1,0 +1,68 @@
+"""One iteration over a loader: how it began, how far it is, and from what its newest batch was made."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from fulmen.fabric.data.generators import GlobalGenerators, generator_state
+from fulmen.fabric.data.position import Position
+
+
+@dataclass(slots=True)
+class Pass:
+    """One iteration over the loader.
+
+    Args:
+        epoch: Of which epoch.
+        place: Where it is, when it begins.
+        is_dealt: Are the units dealt out to processes by us?
+        order_rng: The random state of a lone process whose order several go on with.
+        reuses_workers: Did it begin with workers of an earlier iteration?
+        num_workers: How many workers load.
+        rng: The global generators when it began.
+        generators: Those of the loader's parts when it began.
+        stateful: The states of parts that keep their own, when it began.
+        given: How many batches it has given.
+        is_finished: Was it read to its end?
+        snapshots: The last states of a dataset or loader that keeps its own, by the number of batches given.
+        made_from: The generators, global ones and those of the loader, before the newest batch was made.
+    """
+
+    epoch: int
+    place: Position
+    is_dealt: bool
+    order_rng: dict[str, Any] | None
+    reuses_workers: bool
+    num_workers: int
+    rng: dict[str, Any] | GlobalGenerators
+    generators: list[Any]
+    stateful: dict[str, Any]
+    given: int = 0
+    is_finished: bool = False
+    snapshots: deque[tuple[int, Any]] = field(default_factory=lambda: deque(maxlen=2))
+    made_from: tuple[GlobalGenerators, list[Any]] | None = None
+
+    def note(self, generators: list[Any]) -> None:
+        """A batch is about to be made."""
+        self.made_from = (GlobalGenerators(), [generator_state(generator) for generator in generators])
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but how far it is, as plain data."""
+        return {
+            "epoch": self.epoch,
+            "start": self.place.start,
+            "before": self.place.before,
+            "world_size": self.place.world_size,
+            "batch_size": self.place.batch_size,
+            "is_dealt": self.is_dealt,
+            "order_rng": self.order_rng,
+            "reuses_workers": self.reuses_workers,
+            "num_workers": self.num_workers,
+            "rng": self.rng.plain() if isinstance(self.rng, GlobalGenerators) else self.rng,
+            "generators": self.generators,
+            "stateful": self.stateful,
+            "snapshots": [[number, snapshot] for number, snapshot in self.snapshots],
+            "made_from": None if self.made_from is None else [self.made_from[0].plain(), self.made_from[1]],
+        }

@@ -1,0 +1,137 @@
+"""A copy of the user's loader that deals its samples out to processes, and counts the batches of indices.
+
+The object is copied, not what it holds. Where nothing of that can be done, the view is the user's loader itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader
+
+from fulmen.fabric.data.length import is_map_loader
+from fulmen.fabric.data.one_pass import Pass
+from fulmen.fabric.data.parts import is_sharded, keeps_state
+from fulmen.fabric.data.position import Position
+from fulmen.fabric.data.samplers import PositionedBatches, ShardedSampler
+
+
+class LoaderView:
+    """The copy, and what of it is ours.
+
+    Args:
+        loader: The user's; it is not changed.
+        rank, world_size, shuffle, drop_last, repeats, seed, seed_workers: As for `ResumableLoader`.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        *,
+        rank: int,
+        world_size: int,
+        shuffle: bool | None,
+        drop_last: bool,
+        repeats: bool,
+        seed: int,
+        seed_workers: bool,
+    ) -> None:
+        self.loader: Any = loader
+        self.sharded: ShardedSampler | None = None
+        """Deals the units out; None if the user does."""
+        self.dealt: Iterable[Any] | None = None
+        """The batches of this process's units."""
+        self.batches: PositionedBatches | None = None
+        """Counts them; None if nobody can."""
+        self.seeds_batches = False
+        deals = world_size > 1 and is_map_loader(loader) and not is_sharded(loader)
+        if not is_map_loader(loader) or (keeps_state(loader) and not deals):
+            return
+        batches: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+        viewed = copy.copy(loader)
+        attributes = viewed.__dict__
+        # Workers that the original keeps alive read from its own sampler.
+        attributes["_iterator"] = None
+        if not is_sharded(loader):
+            # A lone process needs it when it goes on for several.
+            deals_samples = loader.batch_sampler is None or type(batches) is BatchSampler
+            self.sharded = ShardedSampler(
+                loader.sampler if deals_samples else batches,
+                rank=rank,
+                world_size=world_size,
+                shuffle=shuffle if world_size > 1 else None,
+                seed=seed,
+                drop_last=drop_last,
+                repeats=repeats,
+            )
+            self.dealt = self.sharded
+            if deals_samples and loader.batch_sampler is not None:
+                self.dealt = BatchSampler(self.sharded, batches.batch_size, batches.drop_last)
+            if deals:
+                batches = self.dealt
+                if deals_samples:
+                    attributes["sampler"] = self.sharded
+        if not keeps_state(loader):
+            self.seeds_batches = seed_workers and loader.num_workers > 0
+            batches = self.batches = PositionedBatches(batches)
+        attributes["sampler" if loader.batch_sampler is None else "batch_sampler"] = batches
+        self.loader = viewed
+
+    @property
+    def units_per_batch(self) -> int:
+        """Units that one batch of one process takes."""
+        # Own batch samplers, and loaders that do not batch, are dealt piece by piece.
+        return self.dealt.batch_size if isinstance(self.dealt, BatchSampler) else 1
+
+    def length(self, place: Position, rank: int) -> int:
+        """Batches of an epoch that was dealt anew at `place`, those before included; it must have a length."""
+        sharded, dealt = self.sharded, self.dealt
+        assert sharded is not None
+        return place.length(
+            len(sharded.sampler),  # type: ignore[arg-type]
+            rank,
+            drop_last=sharded.drop_last,
+            repeats=sharded.repeats,
+            whole_batches=isinstance(dealt, BatchSampler) and dealt.drop_last,
+        )
+
+    def iterate(self, this: Pass) -> Iterator[Any]:
+        """A new iterator, which draws a seed for its workers unless the uninterrupted run kept its workers."""
+        loader = self.loader
+        if not isinstance(loader, DataLoader):
+            return iter(loader)
+        changed: dict[str, Any] = {}
+        if this.reuses_workers and loader._iterator is None:
+            changed["generator"] = torch.Generator()
+        if this.num_workers != loader.num_workers:
+            changed |= {"num_workers": this.num_workers, "persistent_workers": False}
+            changed |= {"prefetch_factor": (loader.prefetch_factor or 2) if this.num_workers else None}
+        attributes = loader.__dict__
+        kept = {name: attributes[name] for name in changed}
+        attributes.update(changed)
+        try:
+            return iter(loader)
+        finally:
+            attributes.update(kept)
+
+
+def replayed(loader: object) -> str:
+    """What to tell where a loader has to be read again from the start of its epoch."""
+    kind = type(getattr(loader, "dataset", loader)).__name__
+    return (
+        f"The run goes on in the middle of an epoch of a {kind}. It keeps no state and cannot be entered there, so the"
+        " batches before are read again and dropped. To save that time, give it state_dict() and load_state_dict(), or"
+        " read it by index."
+    )
+
+
+def not_dealt_anew(saved: int, now: int) -> str:
+    """What to tell where a share that the user has dealt is gone on with by another number of processes."""
+    return (
+        f"The checkpoint was written by {saved} processes, and {now} go on in the middle of an epoch. The loader has a"
+        " DistributedSampler of its own, so what is left cannot be dealt out anew: some samples may come twice and"
+        " others not at all. Leave the sampler to us, or resume with as many processes."
+    )

@@ -1,0 +1,57 @@
+"""The sums that some processes had gathered in an epoch, for another number of processes to go on with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = Mapping[str, Any]
+_JOIN: dict[str, tuple[Callable[[Any, Any], Any], Callable[[Tensor, Tensor], Tensor]]] = {
+    "mean": (lambda a, b: a + b, torch.add),
+    "sum": (lambda a, b: a + b, torch.add),
+    "min": (min, torch.minimum),
+    "max": (max, torch.maximum),
+}
+
+
+def share_of(states: Sequence[State], rank: int, world_size: int) -> State:
+    """What process `rank` goes on with: its own state, or its share of those of another number of processes.
+
+    Sums, means and extremes over all processes stay what they were. A metric object goes on with what one of the
+    processes had: how two of them are joined only it knows.
+
+    Args:
+        states: What `MetricsBoard.state_dict` gave, of each process then.
+        rank, world_size: This process, of how many now.
+    """
+    if len(states) == world_size:
+        return states[rank]
+    mine = states[rank::world_size]
+    if not mine:
+        return {**states[0], "entries": []}
+    entries: dict[str, dict[str, Any]] = {}
+    for state in mine:
+        for entry in state["entries"]:
+            key = repr(entry["call"])
+            entries[key] = _joined(entries[key], entry) if key in entries else dict(entry)
+    return {**mine[0], "entries": list(entries.values())}
+
+
+def _joined(one: dict[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    if "accumulator" not in one or "accumulator" not in other:
+        return one
+    a, b = one["accumulator"], other["accumulator"]
+    numbers, tensors = _JOIN[one["call"]["reduction"]]
+    tensor_a, tensor_b = a["gathered"], b["gathered"]
+    both = tensor_a is not None and tensor_b is not None
+    gathered = tensors(tensor_a, tensor_b) if both else tensor_b if tensor_a is None else tensor_a
+    joined = {
+        "gathered": gathered,
+        "host": numbers(a["host"], b["host"]),
+        "count": a["count"] + b["count"],
+        "double": a["double"] or b["double"],
+    }
+    return {**one, "accumulator": joined}

@@ -1,0 +1,132 @@
+"""When a disk is full or broken while a run saves, the error says where and how much, and what was saved stays."""
+
+import errno
+import json
+import os
+import resource
+import stat
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from fulmen.fabric.checkpoint_io import checkpoint_damage
+from fulmen.fabric.errors import CheckpointError
+from fulmen.trainer import Callback, LightningModule, Trainer
+from fulmen.trainer.callbacks import ModelCheckpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore:The checkpoint folder", "ignore:Trainer.log_every_n_steps")
+NAMED = r"The checkpoint '{path}' could not be written: .*after \d+ bytes.*what was there before is unchanged"
+
+
+class Net(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1000)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        loss: Tensor = self.layer(batch).square().mean()
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.1)
+
+
+class Breaks(Callback):
+    """Does something at the beginning of an epoch."""
+
+    def __init__(self, epoch: int, act: Any) -> None:
+        self.epoch, self.act = epoch, act
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == self.epoch:
+            self.act()
+
+
+def fit(folder: Path, act: Any = None, ckpt_path: Any = None, **kept: Any) -> ModelCheckpoint:
+    keeping = ModelCheckpoint(folder, **kept)
+    off: dict[str, Any] = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        callbacks=[Breaks(2, act or (lambda: None)), keeping],
+        default_root_dir=folder,
+        **off,
+    )
+    trainer.fit(Net(), DataLoader(torch.ones(2, 4)), ckpt_path=ckpt_path)  # type: ignore[arg-type]
+    return keeping
+
+
+def assert_the_last_good_one_is_there(folder: Path) -> None:
+    assert sorted(os.listdir(folder)) == ["epoch=1-step=4.ckpt", "last.ckpt"], "nothing is left half-written"
+    for name in os.listdir(folder):
+        assert checkpoint_damage(folder / name) is None
+        assert torch.load(folder / name, weights_only=True)["epoch"] == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
+@pytest.mark.parametrize("save_last", [True, "link"])
+def test_a_disk_that_fails_costs_the_new_one_only(
+    number: int, save_last: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def broken(descriptor: int) -> None:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    def act() -> None:
+        monkeypatch.setattr(os, "fsync", broken)
+
+    with pytest.raises(CheckpointError, match=NAMED.format(path=tmp_path / "c" / "epoch=2-step=6.ckpt")) as caught:
+        fit(tmp_path / "c", act, save_last=save_last)
+    assert os.strerror(number) in str(caught.value)
+    assert "bytes are free" in str(caught.value)
+    assert_the_last_good_one_is_there(tmp_path / "c")
+    monkeypatch.setattr(os, "fsync", fsync)
+    fit(tmp_path / "c", ckpt_path="auto", save_last=save_last)
+    assert torch.load(tmp_path / "c" / "last.ckpt", weights_only=True)["epoch"] == 2
+
+
+def in_a_process(folder: Path) -> None:
+    """With a limit for the size of files, as a full disk has one."""
+
+    def act() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+    try:
+        fit(folder / "c", act, save_last=True)
+        seen = {"error": None}
+    except CheckpointError as error:
+        seen = {"error": str(error)}
+    except BaseException:
+        seen = {"failed": traceback.format_exc()}  # type: ignore[dict-item]
+    (folder / "seen.json").write_text(json.dumps(seen))
+    os._exit(0)
+
+
+def test_a_file_that_may_not_grow_is_told_with_its_bytes(tmp_path: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        in_a_process(tmp_path)
+    os.waitpid(pid, 0)
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert "failed" not in seen, seen["failed"]
+    # What fits into the limit is counted.
+    assert f"{tmp_path / 'c' / 'epoch=2-step=6.ckpt'}' could not be written: File too large, after" in seen["error"]
+    assert "after 0 bytes" not in seen["error"]
+    assert_the_last_good_one_is_there(tmp_path / "c")
+
+
+def test_a_folder_that_vanishes_is_made_again_and_the_ranking_holds(tmp_path: Path) -> None:
+    def act() -> None:
+        os.rename(tmp_path / "c", tmp_path / "away")
+
+    fit(tmp_path / "c", act, save_last=True)
+    assert sorted(os.listdir(tmp_path / "c")) == ["epoch=2-step=6.ckpt", "last.ckpt"]
+    assert_the_last_good_one_is_there(tmp_path / "away")
