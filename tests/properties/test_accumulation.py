@@ -97,11 +97,11 @@ class Schedule(Callback):
     def __init__(self, windows: list[int]) -> None:
         self.windows = windows
 
-    def get_accumulate_grad_batches(self, epoch: int) -> int:
+    def batches_to_a_step(self, epoch: int) -> int:
         return self.windows[min(epoch, len(self.windows) - 1)]
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        trainer.accumulate_grad_batches = self.get_accumulate_grad_batches(trainer.current_epoch)
+        trainer.accumulate_grad_batches = self.batches_to_a_step(trainer.current_epoch)
 
 
 @slow

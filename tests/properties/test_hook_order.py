@@ -512,6 +512,18 @@ def true_batch_idx(lines: list[str]) -> list[str]:
     return lines[:second] + [line.replace("batch_idx=0", "batch_idx=1") for line in lines[second:]]
 
 
+def saved_once(lines: list[str]) -> list[str]:
+    """Of two saves right behind each other the second is left out."""
+    changed: list[str] = []
+    for line in lines:
+        changed.append(line)
+        if line == ". lg.after_save_checkpoint":
+            size = next(back for back in range(1, len(changed)) if changed[-back] == ". cb.state_dict")
+            if changed[-2 * size : -size] == changed[-size:]:
+                del changed[-size:]
+    return changed
+
+
 _FIRST_LINE = "~ status=running fn=fit stage=train epoch=0 step=0 train_mode=True grad=True inference=False"
 _CONNECTED = replaced(
     (_FIRST_LINE, [_FIRST_LINE.replace("train_mode=True", "train_mode=None")]),
@@ -568,6 +580,10 @@ DEVIATIONS: list[tuple[str, dict[str, Change]]] = [
     (
         "A checkpoint is read before anything else is done: it may be damaged.",
         {"fit_resume_strategy": read_at_once},
+    ),
+    (
+        "`last` is a link to the checkpoint that was just saved, and no second one.",
+        {"fit_logging_and_checkpoint": saved_once},
     ),
     (
         "A step that fetches by itself is told of the batch that it fetches, not of the one before.",

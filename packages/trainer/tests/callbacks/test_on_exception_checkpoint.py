@@ -13,7 +13,7 @@ def test_a_failed_run_leaves_it_and_a_good_one_removes_it(make_trainer, tmp_path
     callback.on_exception(trainer, None, RuntimeError())
     callback.teardown(trainer, None, "fit")
     assert path.exists()
-    assert choose(None, gather_offers([callback], root_dir=tmp_path, trainer=trainer)).path == str(path)
+    assert choose(None, gather_offers([callback], root_dir=tmp_path)).path == str(path)
     callback.teardown(trainer, None, "fit")
     assert not path.exists()
 

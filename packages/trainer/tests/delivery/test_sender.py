@@ -190,7 +190,7 @@ def test_a_tracker_that_hangs_is_left_after_the_patience(tmp_path):
     delivery.put("n", n=2)  # a new thread: the old one still hangs
     released.set()
     assert delivery.close(1e9) is None
-    assert tracker.taken[-1] == 2
+    assert 2 in tracker.taken  # before or after what the old one still sends
     assert [entry["n"] for entry in read_entries(path)] == [0, 1]
 
 

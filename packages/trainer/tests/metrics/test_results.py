@@ -39,14 +39,14 @@ def test_a_state_can_be_loaded_with_weights_only():
     assert {k: float(v) for k, v in resumed.epoch_values().items()} == {"a_epoch": 0.5, "b_epoch": 1.0}
 
 
-def test_only_a_started_epoch_has_a_state():
+def test_an_epoch_has_a_state_from_its_first_batch_on():
     results = Results(Stage.TRAIN)
     entry = entry_of("a")
     entry.take(1.0, 1)
     results.add(entry)
     for phase in Phase:
         results.phase = phase
-        assert bool(results.state_dict(None)["entries"]) == (phase is Phase.BATCHES)
+        assert bool(results.state_dict(None)["entries"]) == (phase in (Phase.BATCHES, Phase.EPOCH_END))
 
 
 def test_each_loader_has_its_values():
