@@ -296,6 +296,21 @@ def test_workers_that_are_kept_alive_change_nothing(stop: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("distributed sampler", "has a DistributedSampler of its own"), ("iterable", "Read it by index")],
+)
+def test_what_cannot_be_dealt_anew_to_another_number_of_processes_is_told(kind: str, words: str) -> None:
+    make = {**LOADERS, "iterable": lambda: DataLoader(Stream(), 2)}[kind]
+    run = Run(make(), rank=0, world_size=2)
+    run.go(2)
+    file = run.save()
+    run = Run(make())
+    run.resume(file)
+    with pytest.warns(UserWarning, match=f"written by 2 processes, and 1 go on.*{words}"):
+        run.go()
+
+
 def test_an_iterable_dataset_with_workers_is_replayed() -> None:
     def make() -> Any:
         return DataLoader(Stream(), 2, num_workers=2)

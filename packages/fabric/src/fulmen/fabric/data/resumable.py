@@ -274,7 +274,7 @@ class ResumableLoader:
         here = before if self._sharded is None else before.resumed_on(self.world_size, self._view.units_per_batch)
         is_same_deal = here is before
         if self._sharded is None and saved["world_size"] != self.world_size:
-            warn_once(not_dealt_anew(saved["world_size"], self.world_size))
+            warn_once(not_dealt_anew(saved["world_size"], self.world_size, by_index=True))
         this.place = here
         this.is_dealt = self._sharded is not None and (saved["is_dealt"] or not is_same_deal)
         # Several processes go on in the order that a lone one drew from its own random state.
@@ -323,6 +323,8 @@ class ResumableLoader:
             return iter(())  # a loader that has ended begins anew when it is asked again
         if saved is not None and given < skip:
             warn_once(replayed(self.loader))
+        if saved is not None and skip and saved["world_size"] != self.world_size:
+            warn_once(not_dealt_anew(saved["world_size"], self.world_size, by_index=False))
         this.given = skip
         remade = self._remade(this, saved)
         rng = None if saved is None else saved["rng"]

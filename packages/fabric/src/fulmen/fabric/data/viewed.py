@@ -128,10 +128,15 @@ def replayed(loader: object) -> str:
     )
 
 
-def not_dealt_anew(saved: int, now: int) -> str:
+def not_dealt_anew(saved: int, now: int, *, by_index: bool) -> str:
     """What to tell where a share that the user has dealt is gone on with by another number of processes."""
+    owner, way_out = (
+        ("has a DistributedSampler of its own", "Leave the sampler to us")
+        if by_index
+        else ("is split by the code of the user", "Read it by index")
+    )
     return (
-        f"The checkpoint was written by {saved} processes, and {now} go on in the middle of an epoch. The loader has a"
-        " DistributedSampler of its own, so what is left cannot be dealt out anew: some samples may come twice and"
-        " others not at all. Leave the sampler to us, or resume with as many processes."
+        f"The checkpoint was written by {saved} processes, and {now} go on in the middle of an epoch. The loader"
+        f" {owner}, so what is left cannot be dealt out anew: some samples may come twice and others not at all."
+        f" {way_out}, or resume with as many processes."
     )
