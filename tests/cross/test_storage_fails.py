@@ -99,6 +99,7 @@ def in_a_process(folder: Path) -> None:
     def act() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
+    torch.set_num_threads(1)  # threads of the parent are not here
     try:
         fit(folder / "c", act, save_last=True)
         seen = {"error": None}
