@@ -47,8 +47,8 @@ LAYER_TOOLS = ("import-linter",)
 TYPE_TOOLS = ("mypy", "types-PyYAML", "types-tqdm", "nox")
 # What the examples and the pictures need.
 EXTRAS = ("scikit-learn", "matplotlib")
-# A loader that keeps its own state, which resumed runs must meet for real.
-STATEFUL = ("torchdata",)
+# Promised names that are another package's where it is there; a loader that keeps its own state, met for real.
+MET = ("rich", "torchdata")
 # What a run of lightning-cli leaves, and where.
 RESULTS = {"checkpoint": "**/*.ckpt", "metrics": "*.csv", "configuration": "config.yaml", "curves": "*.png"}
 CHECKED = (*(f"packages/{library}/src" for library in LIBRARIES), "tools", "benchmarks", "noxfile.py")
@@ -163,7 +163,7 @@ def tests(session: nox.Session, part: str) -> None:
 
 def run_together(session: nox.Session, where: str, *, report: str) -> None:
     """Run tests with all packages installed."""
-    install_ours(session, *BELOW, tools=(*TEST_TOOLS, *EXTRAS, *STATEFUL))
+    install_ours(session, *BELOW, tools=(*TEST_TOOLS, *EXTRAS, *MET))
     run_pytest(session, where, report=report)
 
 
