@@ -38,7 +38,7 @@ LIGHT_TRACKERS = ("mlflow-skinny", "wandb", "pillow")
 TRACKERS = ("mlflow", "wandb", "pillow", "comet_ml", "neptune", "litlogger")
 TEST_TOOLS_OF = {
     "fabric": (*MPI, *S3, "bitsandbytes", "psutil", "tensorboard"),
-    "trainer": (*ONNX, *SERVER, *LIGHT_TRACKERS, "psutil", "rich", "tensorboard"),
+    "trainer": (*ONNX, *SERVER, *LIGHT_TRACKERS, "bitsandbytes", "psutil", "rich", "tensorboard"),
     "tuner": ("matplotlib", "scikit-learn"),
     "cli": ("omegaconf", "scikit-learn"),
 }
@@ -49,6 +49,10 @@ TYPE_TOOLS = ("mypy", "types-PyYAML", "types-tqdm", "nox")
 EXTRAS = ("scikit-learn", "matplotlib")
 # Promised names that are another package's where it is there; a loader that keeps its own state, met for real.
 MET = ("rich", "torchdata")
+# Its source distribution is built without compiling an operator: see `with_deepspeed`.
+DEEPSPEED = ("deepspeed>=0.19", "ninja")
+# Those that `nox -s bench` measures beside ours.
+PEERS = ("lightning", "accelerate", "pytorch-ignite", "transformers", "skorch", "keras")
 # What a run of lightning-cli leaves, and where.
 RESULTS = {"checkpoint": "**/*.ckpt", "metrics": "*.csv", "configuration": "config.yaml", "curves": "*.png"}
 CHECKED = (*(f"packages/{library}/src" for library in LIBRARIES), "tools", "benchmarks", "noxfile.py")
@@ -156,6 +160,7 @@ def tests(session: nox.Session, part: str) -> None:
         run_types(session)
     elif part == "together":
         run_together(session, "tests", report="together")
+        session.notify("deepspeed")
     else:
         install_ours(session, *BELOW[part], part, tools=(*TEST_TOOLS, *TEST_TOOLS_OF.get(part, ())))
         run_pytest(session, f"packages/{part}/tests", report=part)
@@ -163,7 +168,7 @@ def tests(session: nox.Session, part: str) -> None:
 
 def run_together(session: nox.Session, where: str, *, report: str) -> None:
     """Run tests with all packages installed."""
-    install_ours(session, *BELOW, tools=(*TEST_TOOLS, *EXTRAS, *MET))
+    install_ours(session, *BELOW, tools=(*TEST_TOOLS, *EXTRAS, *MET, *MPI))
     run_pytest(session, where, report=report)
 
 
@@ -187,10 +192,51 @@ def lightning(session: nox.Session) -> None:
 
 
 @nox.session(requires=["build"], default=False)
+def xla(session: nox.Session) -> None:
+    """Train on XLA devices, which PJRT has on every CPU: one, and four in one process. Installs several gigabytes."""
+    wheels = [
+        str(wheel) for name in (*BELOW["trainer"], "trainer") for wheel in WHEELS.glob(f"{wheel_name(name)}-*.whl")
+    ]
+    # Not the constraints of the others: torch-xla runs with the torch of its own number only.
+    packages = (*wheels, "torch==2.9.0", "torch-xla==2.9.0", *TEST_TOOLS)
+    if session.venv_backend == "uv":
+        session.install(*packages)
+    else:
+        session.install("uv")
+        session.run("uv", "pip", "install", *packages, silent=True)
+    for devices, file in (("1", "test_one_device"), ("4", "test_four_devices")):
+        env = {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": devices}
+        report = f"--junitxml=build/reports/xla-{devices}.xml"
+        session.run("pytest", f"tests/xla/{file}.py", "--timeout=600", report, *session.posargs, env=env)
+
+
+@nox.session(requires=["build"], default=False)
 def trackers(session: nox.Session) -> None:
     """Loggers with all their packages: an MLflow server that dies and comes back, what others write offline."""
     install_ours(session, *BELOW["trainer"], "trainer", tools=(*TEST_TOOLS, *TRACKERS))
     run_pytest(session, "packages/trainer/tests/loggers", report="trackers")
+
+
+@nox.session(requires=["build"], default=False)
+def torchao(session: nox.Session) -> None:
+    """Training in 8 bits by torchao, on the CPU."""
+    install_ours(session, "fabric", tools=(*TEST_TOOLS, "torchao>=0.18"))
+    run_pytest(session, "packages/fabric/tests/precision/test_torchao.py", report="torchao")
+
+
+def with_deepspeed(session: nox.Session) -> None:
+    """Install DeepSpeed beside ours; its operators are compiled where they are used, which is nowhere in our tests."""
+    session.env.update(DS_BUILD_OPS="0", DS_ACCELERATOR="cpu", PIP_CONSTRAINT=str(ROOT / "constraints.txt"))
+    session.env["UV_BUILD_CONSTRAINT"] = session.env["UV_CONSTRAINT"] = session.env["PIP_CONSTRAINT"]
+    install_ours(session, *BELOW["trainer"], "trainer", tools=(*TEST_TOOLS, *DEEPSPEED))
+
+
+@nox.session(requires=["build"], default=False)
+def deepspeed(session: nox.Session) -> None:
+    """DeepSpeed on the CPU: all stages of ZeRO, precisions, offload and checkpoints, in real processes."""
+    with_deepspeed(session)
+    folders = [f"packages/{name}/tests/strategies/test_deepspeed.py" for name in ("fabric", "trainer")]
+    run_pytest(session, *folders, report="deepspeed")
 
 
 @nox.session(requires=["build"], default=False)
@@ -244,12 +290,17 @@ def types(session: nox.Session) -> None:
 
 @nox.session(requires=["build"], default=False)
 def bench(session: nox.Session) -> None:
-    """Time steps and imports against plain torch; arguments after `--` go to benchmarks/step_overhead.py."""
-    install_ours(session, *BELOW)
-    session.run("python", "benchmarks/step_overhead.py", *session.posargs)
-    session.run("python", "benchmarks/evaluation_overhead.py")
-    session.run("python", "benchmarks/logged_keys.py")
-    session.run("python", "benchmarks/memory_growth.py")
-    session.run("python", "benchmarks/callbacks_and_loggers.py")
-    session.run("python", "benchmarks/ddp_overhead.py")
-    session.run("python", "benchmarks/import_time.py")
+    """Time everything against plain torch, and against the peers; arguments after `--` go to benchmarks/peers.py."""
+    install_ours(session, *BELOW, tools=(*EXTRAS, *PEERS, "tensorboard", "psutil"))
+    session.run("python", "benchmarks/peers.py", *session.posargs)
+    for name in (
+        "step_overhead",
+        "evaluation_overhead",
+        "ddp_overhead",
+        "slopes",
+        "logged_keys",
+        "memory_growth",
+        "callbacks_and_loggers",
+        "import_time",
+    ):
+        session.run("python", f"benchmarks/{name}.py")

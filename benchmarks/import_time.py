@@ -1,8 +1,11 @@
-"""What an import costs beyond `import torch`, in fresh interpreters.
+"""What an import costs beyond `import torch`, and the way to a first step beyond imports, in fresh interpreters.
 
-Each interpreter imports torch, and then does what its row says; both are timed inside it. Faces load lazily, so each
-package has a second row that takes the classes one came for, held to the same target. README.md beside this file says
-how to read the table.
+Each interpreter imports torch, and then does what its row says; both are timed inside it. The rows of first steps begin
+after all imports and one step by hand (the first optimizer of a process has torch import much), and end in the first
+`training_step` of a model of two layers: once in a fresh process, and once more in the same. Faces load lazily, so each
+package has a second row that takes the classes one came for, held to the same target. Modules are read from bytecode,
+as where a package was installed, whatever PYTHONDONTWRITEBYTECODE says here. README.md beside this file says how to
+read the table.
 
     python benchmarks/import_time.py
     python benchmarks/import_time.py --runs 21 --only trainer,cli
@@ -32,16 +35,52 @@ def now():
     return time.perf_counter(), time.process_time()
 marks = [now()]
 import torch
-marks.append(now())
+torch_ends = now()
+space = {"__name__": "__main__"}
+exec(sys.argv.pop(1), space)
+begins = now()
 try:
-    exec(sys.argv.pop(1), {"__name__": "__main__"})
+    exec(sys.argv.pop(1), space)
 except SystemExit as end:
     if end.code:
         raise
-marks.append(now())
-costs = [[after - before for before, after in zip(*pair)] for pair in zip(marks, marks[1:])]
+marks += [torch_ends, begins, space.get("ends") or now()]
+costs = [[after - before for before, after in zip(*marks[pair : pair + 2])] for pair in (0, 2)]
 print("\\n" + json.dumps(costs), file=sys.stderr)
 """
+
+# Before the clock of a first step runs; `ends` is what PROGRAM reads afterwards.
+STEPPING = """
+import contextlib, io, time
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+from fulmen.trainer import LightningModule, Trainer
+
+class Net(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(32, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    def training_step(self, batch, batch_idx):
+        global ends
+        ends = ends or (time.perf_counter(), time.process_time())
+        return self.layers(batch[0]).pow(2).mean()
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+def steps(**flags):
+    global ends
+    ends = None
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        Trainer(max_steps=2, num_sanity_val_steps=0, **flags).fit(Net(), batches)
+
+batches = DataLoader(TensorDataset(torch.randn(8, 32)), batch_size=4)
+ends = None
+by_hand = Net()
+optimizer = by_hand.configure_optimizers()
+by_hand.training_step(next(iter(batches)), 0).backward()
+optimizer.step()
+"""
+OFF = "logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +90,10 @@ class Subject:
     Args:
         key: Its name for `--only`.
         title: Its name in the table.
-        code: Run after `import torch`.
+        code: Run after `import torch`, and timed.
         target_s: Seconds that it may take.
         arguments: Of the command line, if the code reads it.
+        before: Run between the two, and not timed.
     """
 
     key: str
@@ -61,6 +101,7 @@ class Subject:
     code: str
     target_s: float
     arguments: tuple[str, ...] = ()
+    before: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +132,9 @@ SUBJECTS = (
     importing("trainer.used", "from fulmen.trainer import LightningModule, Trainer", 0.25),
     Subject("cli", "`lightning-cli --help`", console_command(), 0.6, ("--help",)),
     Subject("cli.fit", "`lightning-cli fit --help`", console_command(), 0.6, ("fit", "--help")),
+    Subject("step.off", "`Trainer(...).fit(...)` to the first step, all off", f"steps({OFF})", 0.03, before=STEPPING),
+    Subject("step", "`Trainer(...).fit(...)` to the first step, defaults", "steps()", 0.03, before=STEPPING),
+    Subject("step.again", "the same again, in one process", "steps()", 0.03, before=f"{STEPPING}\nsteps()"),
 )
 
 
@@ -100,8 +144,10 @@ def run(subject: Subject, folder: str) -> tuple[Cost, Cost]:
     Raises:
         SystemExit: It failed.
     """
-    command = (sys.executable, "-c", PROGRAM, subject.code, *subject.arguments)
+    command = (sys.executable, "-c", PROGRAM, subject.before, subject.code, *subject.arguments)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Compiling our sources takes longer than running them: without bytecode, that would be all there is to see.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     # Not in the current folder, which `-c` would search first for what it imports.
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:

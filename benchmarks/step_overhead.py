@@ -226,20 +226,25 @@ def stop_callback(module_name: str) -> type[Any]:
     return StopsWatch
 
 
+def trainer_flags(module_name: str, setting: str, folder: str) -> dict[str, Any]:
+    """Arguments of a Trainer in one of our settings; `module_name` is where the class is, files go into `folder`."""
+    if setting == "defaults":
+        # A logger by name: which one is the default depends on what is installed.
+        logger = importlib.import_module(f"{module_name}.loggers").CSVLogger(folder)
+        return {"logger": logger, "default_root_dir": folder}
+    return {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": setting == "bar",
+        "enable_model_summary": False,
+    }
+
+
 def run_trainer(module_name: str, setting: str, num_steps: int) -> Outcome:
     """One epoch of `Trainer.fit` in one of four settings; `module_name` is where the classes are."""
     api = importlib.import_module(module_name)
     with tempfile.TemporaryDirectory(prefix="step_overhead_") as folder:
-        flags: dict[str, Any] = {
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": setting == "bar",
-            "enable_model_summary": False,
-        }
-        if setting == "defaults":
-            # A logger by name: which one is the default depends on what is installed.
-            logger = importlib.import_module(f"{module_name}.loggers").CSVLogger(folder)
-            flags = {"logger": logger, "default_root_dir": folder}
+        flags = trainer_flags(module_name, setting, folder)
         which = {"off": "silent", "log": "logs once"}.get(setting, "logs all")
         model = model_classes(module_name)[which](Stopwatch())
         trainer = api.Trainer(

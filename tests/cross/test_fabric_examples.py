@@ -21,6 +21,7 @@ CASES = {
     "gradient_accumulation.py": (2, r"largest difference of a weight: (\S+)", 0.0, 1e-14),
     "own_parts.py": (2, r"epoch 3: loss (\S+)", 0.0, 0.6),
     "fsdp.py": (2, r"loaded:  loss (\S+)", 0.0, 0.5),
+    "mesh.py": (4, r"epoch 3: accuracy (\S+)", 0.9, 1.0),
     "tensor_parallel.py": (2, r"epoch 2: loss \S+, accuracy (\S+)", 0.9, 1.0),
 }
 

@@ -14,6 +14,7 @@ import os, signal, sys, time
 from datetime import timedelta
 import torch
 from fulmen.trainer import Trainer
+from fulmen.trainer.callbacks import OnExceptionCheckpoint
 from fulmen.trainer.demos import BoringModel
 from fulmen.trainer.strategies import DDPStrategy
 
@@ -43,8 +44,9 @@ def fit(case, folder, **strategy):
     model.case = case
     Trainer(
         accelerator="cpu", devices=2, strategy=DDPStrategy(timeout=timedelta(seconds=12), **strategy), max_epochs=1,
-        limit_val_batches=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        limit_val_batches=0, logger=False, enable_checkpointing=case == "raises", enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder,
+        callbacks=[OnExceptionCheckpoint(folder)] if case == "raises" else [],
     ).fit(model)
 
 
@@ -135,6 +137,13 @@ def test_no_process_is_left_and_the_run_fails(ends: Any) -> None:
 def test_the_traceback_of_the_one_that_raised_comes_last(ends: Any) -> None:
     assert ends["raises"][0].rstrip().endswith("ValueError: the mistake of rank one")
     assert "Rank 1 of 2 failed first" in ends["raises"][0]
+
+
+def test_who_fails_alone_waits_for_nobody_to_save_with(ends: Any) -> None:
+    # The others are in a collective, and do not come.
+    printed, *_ = ends["raises"]
+    assert "OnExceptionCheckpoint saves nothing: the run failed in rank 1 of 2 alone." in printed
+    assert "timed out" not in printed.lower()
 
 
 def test_the_one_that_died_is_named(ends: Any) -> None:

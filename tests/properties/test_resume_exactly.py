@@ -96,8 +96,8 @@ def draw_callbacks(draw: Any, *, manual: bool, validates: bool) -> list[str]:
     if not manual:
         names += ["swa", "windows by epoch"]
     chosen = draw(st.lists(st.sampled_from(names), max_size=2, unique=True))
-    # One average at a time; the monitor asks for the schedulers once, and SWA changes them.
-    return [name for name in chosen if not (name in ("ema", "lr monitor") and "swa" in chosen)]
+    # One average at a time.
+    return [name for name in chosen if not (name == "ema" and "swa" in chosen)]
 
 
 cuts = st.builds(Cut, st.sampled_from(MOMENTS), st.integers(1, 7), st.just("crash"), st.integers(0, 3))
@@ -159,6 +159,8 @@ def one(
 @example(*one("shuffle", Cut("on_train_batch_end", 2), size=4, beside=[("own batches", 11)], precision="16-mixed"))
 @example(*one("generator", Cut("on_train_batch_end", 1), size=9, beside=[("in order", 3)]))
 @example(*one("weighted", Cut("on_validation_end", 2), callbacks=["swa"]))
+@example(*one("shuffle", Cut("on_train_batch_end", 6), callbacks=["swa", "lr monitor"]))
+@example(*one("stateful stream", Cut("on_validation_end", 1), size=4, beside=[("generator", 9)]))
 def test_a_resumed_run_is_bit_by_bit_the_one_that_never_stopped(scenario: Scenario, cut: Cut) -> None:
     event(cut.moment if check(scenario, cut) else "no such moment")
 
@@ -179,7 +181,25 @@ def test_with_workers_too(kind: str, reading: dict[str, Any]) -> None:
     assert check(Scenario(loaders=[(kind, 11)], reading=reading, flags=flags), Cut("on_train_batch_end", 6))
 
 
-@pytest.mark.parametrize("ending", ["signal", "max_steps"])
+needs_torchdata = pytest.mark.skipif(not HAS_TORCHDATA, reason="torchdata is not there")
+
+
+@needs_torchdata
+@pytest.mark.parametrize("kind", sorted(TORCHDATA))
+@pytest.mark.parametrize("cut", [Cut("on_train_batch_end", 2), Cut("on_train_epoch_end", 1)])
+def test_torchdata_at_the_end_of_an_epoch(kind: str, cut: Cut) -> None:
+    """It has two batches, and looks for a third where it does not know."""
+    assert check(*one(kind, cut, size=6))
+
+
+@needs_torchdata
+@pytest.mark.parametrize("kind", ["torchdata, shuffle, bare", "torchdata, stream, bare"])
+def test_torchdata_with_workers(kind: str) -> None:
+    flags = {"max_epochs": 2, "log_every_n_steps": 1, "num_sanity_val_steps": 0, "val_check_interval": 2}
+    assert check(Scenario(loaders=[(kind, 11)], reading=WORKERS, flags=flags), Cut("on_train_batch_end", 2))
+
+
+@pytest.mark.parametrize("ending", ["signal", "callback", "max_steps", "steps over", "after"])
 @pytest.mark.parametrize("batch", [3, 4, 6])
 def test_whatever_ended_the_run(ending: str, batch: int) -> None:
     """Batch 4 is the last of an epoch, and batches 2, 4, 6 are followed by validation."""

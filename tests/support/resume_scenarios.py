@@ -120,6 +120,42 @@ class ByEpoch(Sampler[int]):
         return self.size
 
 
+class OwnOrder(Sampler[int]):
+    """An order from a generator of its own."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.random = random.Random(7)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.random.sample(range(self.size), self.size))
+
+    def __len__(self) -> int:
+        return self.size
+
+
+class Bare(Dataset[Any]):
+    """Read by index, without random numbers: torchdata's loader does not keep those of its workers."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.full((4,), index / self.size), torch.tensor([float(index % 3)])
+
+
+class BareStream(Stream):
+    """The same, in one order."""
+
+    def __iter__(self) -> Iterator[Any]:
+        bare, worker = Bare(self.size), get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        return (bare[index] for index in range(first, self.size, step))
+
+
 class OwnBatches:
     """Batches of one to three in an order of its own, from a generator of its own; how many is not known before."""
 
@@ -170,6 +206,7 @@ SIZED: dict[str, MakeLoader] = {
     "weighted, generator": lambda n, **how: DataLoader(
         Samples(n), sampler=WeightedRandomSampler([1.0] * n, n, generator=_generator()), **how
     ),
+    "own sampler": lambda n, **how: DataLoader(Samples(n), sampler=OwnOrder(n), **how),
     "told its epoch": lambda n, **how: DataLoader(Samples(n), sampler=ByEpoch(n), **how),
     "sized stream": lambda n, **how: DataLoader(SizedStream(n), **how),
     "no DataLoader": lambda n, **_: Batches(n),
@@ -189,6 +226,8 @@ TORCHDATA: dict[str, MakeLoader] = {
     "torchdata, generator": lambda n, **how: _torchdata(Samples(n), shuffle=True, generator=_generator(), **how),
     "torchdata, stream": lambda n, **how: _torchdata(Stream(n), **how),
     "torchdata, stateful stream": lambda n, **how: _torchdata(StatefulStream(n), **how),
+    "torchdata, shuffle, bare": lambda n, **how: _torchdata(Bare(n), shuffle=True, **how),
+    "torchdata, stream, bare": lambda n, **how: _torchdata(BareStream(n), **how),
 }
 LOADERS = SIZED | UNSIZED | TORCHDATA
 
@@ -202,6 +241,7 @@ class Scenario:
         together: How several training loaders are combined: "dict", "list", or a mode of `CombinedLoader`.
         reading: `batch_size`, `drop_last`, `num_workers` and such of the training loaders.
         validations: Numbers of samples of the validation loaders.
+        norm: Is there a batch norm? Each process has running means of its own, and those of the first are saved.
         manual: Is the optimization manual, with two optimizers?
         schedulers: (scheduler, interval, frequency) each.
         callbacks: Names in `CALLBACKS`.
@@ -212,6 +252,7 @@ class Scenario:
     together: str = "dict"
     reading: dict[str, Any] = field(default_factory=lambda: {"batch_size": 3})
     validations: list[int] = field(default_factory=lambda: [5])
+    norm: bool = True
     manual: bool = False
     schedulers: list[tuple[str, str, int]] = field(default_factory=list)
     callbacks: list[str] = field(default_factory=list)
@@ -267,9 +308,8 @@ class Net(LightningModule):
         super().__init__()
         self.scenario, self.tape = scenario, tape
         self.automatic_optimization = not scenario.manual
-        self.body = nn.Sequential(
-            nn.Linear(4, 8), nn.Unflatten(1, (4, 2)), nn.BatchNorm1d(4), nn.Flatten(), nn.Dropout(0.3)
-        )
+        norm = nn.BatchNorm1d(4) if scenario.norm else nn.Identity()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.Unflatten(1, (4, 2)), norm, nn.Flatten(), nn.Dropout(0.3))
         self.head = nn.Linear(8, 1)
 
     def _loss(self, batch: Any) -> Tensor:
@@ -281,7 +321,8 @@ class Net(LightningModule):
         loss = self._loss(batch) * (1 + 0.1 * torch.rand(())) + 0.01 * random.random()
         where = ("train", self.current_epoch, self.global_step, batch_idx)
         self.tape.append((*where, _digest(batch), loss.item()))
-        self.log("loss", loss, on_step=True, on_epoch=True)
+        # What schedulers and callbacks decide by is the same in all processes.
+        self.log("loss", loss, on_step=True, on_epoch=True, sync_dist=True)
         self.log("largest", loss, on_step=False, on_epoch=True, reduce_fx="max", prog_bar=True)
         self.log("last", loss, batch_size=1 + batch_idx % 3)
         if self.automatic_optimization:
@@ -310,7 +351,8 @@ class Net(LightningModule):
         where = ("validate", self.current_epoch, self.global_step, dataloader_idx, batch_idx)
         if not self.trainer.sanity_checking:
             self.tape.append((*where, _digest(batch), loss.item()))
-        self.log("val", loss, add_dataloader_idx=False) if dataloader_idx == 0 else self.log("val_more", loss)
+        name = "val_more" if dataloader_idx else "val"
+        self.log(name, loss, add_dataloader_idx=dataloader_idx != 0, sync_dist=True)
         self.log("val_step", loss, on_step=True, on_epoch=False)
 
     def configure_optimizers(self) -> Any:
@@ -364,6 +406,9 @@ MOMENTS = (
 )
 
 
+BY_STEPS = ("max_steps", "steps over", "after")
+
+
 class Crash(Exception):
     """The power fails."""
 
@@ -375,7 +420,8 @@ class Cut:
     Attributes:
         moment: The hook in which it is saved.
         nth: How often it is heard before.
-        ending: "crash", a "signal" after which the run saves itself, or "max_steps", which end with the save.
+        ending: "crash"; a "signal", after which the run saves itself; a "callback" that asks for a stop or "max_steps",
+            which end with the save; "steps over": saved when `max_steps` have ended an epoch, or "after" the whole fit.
         later: How many moments it goes on after the save, before a crash.
     """
 
@@ -408,12 +454,18 @@ class Saver(Checkpoint):
             self._begun = self.place()  # what is saved inside a pass begins it anew
         if self.mark is not None:
             self.later -= 1
+        elif self.cut.ending in ("steps over", "after"):
+            if name == "on_train_epoch_end" and trainer.global_step >= trainer.max_steps:
+                self.mark = self.place()
+                if self.cut.ending == "steps over":
+                    trainer.save_checkpoint(self.path)
         elif name == self.cut.moment:
             self.heard += 1
             if self.heard == self.cut.nth:
                 inside = name in ("on_validation_start", "on_validation_batch_end", "on_validation_epoch_end")
                 self.mark = self._begun if inside else self.place()
                 self.stopped = trainer.should_stop
+                trainer.should_stop |= self.cut.ending == "callback"
                 self._save(trainer)
         if self.mark is not None and self.cut.ending == "crash" and self.later < 0:
             raise Crash
@@ -445,7 +497,7 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=folder,
-            **scenario.flags | ({"max_steps": cut.nth} if cut is not None and cut.ending == "max_steps" else {}),
+            **scenario.flags | ({"max_steps": cut.nth} if cut is not None and cut.ending in BY_STEPS else {}),
         )
         module = Net(scenario, outcome.tape)
         try:
@@ -457,6 +509,10 @@ def fit(
             saver.mark = saver.place()
             saver.path = max(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
             return outcome, saver
+    if cut is not None and cut.ending == "after":
+        assert saver is not None
+        saver.mark = saver.mark if trainer.fit_loop.epoch_loop.was_cut else saver.place()
+        trainer.save_checkpoint(saver.path)
     outcome.end = _end(trainer, module)
     return outcome, saver
 

@@ -10,6 +10,7 @@ from fulmen.cli.config_files import (
     config_files,
     has_reference,
     import_folders,
+    key_set_twice,
     locate,
     read_config,
     saved_in,
@@ -42,6 +43,28 @@ def test_each_key_is_found_on_its_line(tmp_path_factory: Any, config: dict[str, 
         assert name == str(path)
         assert text.strip().startswith(f"{keys_[-1]}:")
         assert len(text) - len(text.lstrip()) == 2 * (len(keys_) - 1)
+
+
+@settings(max_examples=20)  # each example writes a file
+@given(st.dictionaries(keys, configs, min_size=1, max_size=4), st.data())
+def test_a_key_that_is_set_twice_is_found(tmp_path_factory: Any, config: dict[str, Any], data: Any) -> None:
+    path = tmp_path_factory.mktemp("config") / "c.yaml"
+    path.write_text(yaml.safe_dump(config, default_flow_style=False))
+    assert key_set_twice(["--config", str(path)]) is None
+    keys_ = data.draw(st.sampled_from(paths_to(config)))
+    lines = path.read_text().splitlines()
+    place = locate(keys_, ["--config", str(path)])
+    assert place is not None
+    first = int(place.rpartition(" ")[2])
+    lines.insert(first - 1, f"{lines[first - 1].partition(':')[0]}: 7")
+    path.write_text("\n".join(lines))
+    assert key_set_twice(["--config", str(path)]) == (str(path), ".".join(keys_), first, first + 1)
+
+
+def test_anchors_and_merged_mappings_set_nothing_twice(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("a: &a {x: 1}\nb: &b {x: 2}\nc:\n  <<: *a\n  <<: *b\n  x: 3\nd: [*a, *b, {x: 4}]\ne: &e [*e]\n")
+    assert key_set_twice(["--config", str(path)]) is None
 
 
 def test_files_are_named_in_any_form() -> None:

@@ -25,6 +25,15 @@ FILES = {
     "list.yaml": "- 1\n- 2\n",
     "empty.yaml": "",
     "tr.yaml": "max_epochs: x\n",
+    "group_number.yaml": "model: cliapp.Model\ntrainer: 3\n",
+    "group_null.yaml": "model: cliapp.Model\ntrainer:\n  # max_epochs: 3\n",
+    "init_list.yaml": "model:\n  class_path: cliapp.Model\n  init_args: [1]\n",
+    "init_null.yaml": "model:\n  class_path: cliapp.Model\n  init_args:\n",
+    "init_text.yaml": "trainer:\n  callbacks:\n  - class_path: EarlyStopping\n    init_args: loss\n",
+    "twice.yaml": "model: cliapp.Model\ntrainer:\n  max_epochs: 1\n  max_steps: 2\n  max_epochs: 3\n",
+    "twice_in_list.yaml": "trainer:\n  callbacks:\n  - class_path: Timer\n"
+    "    init_args: {verbose: true, verbose: false}\n",
+    "inside_itself.yaml": "model: &a\n  class_path: cliapp.Model\n  init_args: *a\n",
     "root.yaml": "fit:\n  model: cliapp.Model\n  trainer: {max_epoch: 3}\n",
 }
 
@@ -71,6 +80,15 @@ CASES = [
     ("fit --config class.yaml", ["The key model (class.yaml, line 1) names 'cliapp.Nope'"]),
     ("fit --config broken.yaml", ["'broken.yaml' is no YAML", "line"]),
     ("--config root.yaml fit", ["trainer.max_epoch", "root.yaml, line 3", "trainer.max_epochs?"]),
+    ("fit --config group_number.yaml", ["The key trainer (group_number.yaml, line 2) is '3'", "a mapping of names"]),
+    ("fit --config group_null.yaml", ["The key trainer (group_null.yaml, line 2) is null", "a mapping of names"]),
+    ("fit --config init_list.yaml", ["model.init_args (init_list.yaml, line 3) is '[1]'", "a mapping of names"]),
+    ("fit --config init_null.yaml", ["model.init_args (init_null.yaml, line 3) is null", "a mapping of names"]),
+    ("fit --config init_text.yaml", ["trainer.callbacks.init_args (init_text.yaml, line 4) is 'loss'"]),
+    ("fit --config twice.yaml", ["trainer.max_epochs stands twice in twice.yaml, in lines 3 and 5", "Remove one"]),
+    ("fit --config twice_in_list.yaml", ["trainer.callbacks.init_args.verbose stands twice", "in line 4."]),
+    ("fit --config inside_itself.yaml", ["contains itself"]),
+    ("fit --model cliapp.Model --trainer.max_ep 3", ["Did you mean --trainer.max_epochs?"]),
     ("exampels", ["'exampels' is no subcommand", "Did you mean examples?"]),
     ("fit --config tag.yaml", ["'tag.yaml' has a tag", "line 1", "Tags build objects"]),
     ("fit --config list.yaml", ["'list.yaml' has no keys"]),
@@ -126,6 +144,7 @@ RUNS = [
     ("fit --model cliapp.Model --trainer.limit_train_batches=2.5", "limit_train_batches=2.5"),
     ("fit --model cliapp.Model --trainer.profiler=nope", "profiler='nope'"),
     ("fit --model cliapp.Model --ckpt_path=none.ckpt", "none.ckpt"),
+    ("fit --model cliapp.Model --lr_scheduler ConstantLR", "ConstantLR, and there is no optimizer"),
     ("test --model cliapp.Model --ckpt_path=best", "asks for the best checkpoint"),
 ]
 

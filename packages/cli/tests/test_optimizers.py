@@ -7,7 +7,7 @@ from fulmen.cli.cli import LightningCLI
 from fulmen.cli.instantiate import instantiate_class
 from fulmen.cli.optimizers import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from fulmen.cli.parser import LightningArgumentParser
-from fulmen.fabric.errors import MisconfigurationException
+from fulmen.fabric.errors import ConfigurationError, MisconfigurationException
 from fulmen.trainer import LightningModule
 from fulmen.trainer.demos import BoringModel
 
@@ -57,8 +57,9 @@ def test_the_models_own_is_replaced_with_a_warning_and_only_if_asked_for() -> No
     assert isinstance(optimizers[0], torch.optim.SGD), "other objects keep theirs"
 
 
-def test_a_scheduler_alone_changes_nothing() -> None:
-    assert configured(LightningCLI, Plain, "--lr_scheduler=StepLR", "--lr_scheduler.step_size=2") is None
+def test_a_scheduler_without_an_optimizer_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="names StepLR, and there is no optimizer"):
+        configured(LightningCLI, Plain, "--lr_scheduler=StepLR", "--lr_scheduler.step_size=2")
 
 
 def test_fixed_classes_have_only_their_arguments() -> None:

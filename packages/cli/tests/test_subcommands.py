@@ -28,18 +28,18 @@ def run(cli, what, num_trials, ckpt_path, weights_only):
     calls.append((type(cli.model).__name__, type(cli.trainer).__name__, cli.datamodule, what, num_trials, ckpt_path))
     print("tried", what, num_trials)
 '''
-PLAN = '''class Plan:
+BUDGET = '''class Budget:
     """What would it take?"""
     saves_config = True
     def add_arguments(self, parser): ...
-    def run(self, cli): cli.planned = True
+    def run(self, cli): cli.counted = True
 
 
-plan = Plan()
+budget = Budget()
 '''
 POINTS = {
     "sweep": "sweep_command",
-    "plan": "plan_command:plan",
+    "budget": "budget_command:budget",
     "broken-one": "broken_command",
     "fit": "sweep_command",
     "init": "sweep_command",
@@ -56,11 +56,11 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     points = "\n".join(f"{name} = {target}" for name, target in POINTS.items())
     (info / "entry_points.txt").write_text(f"[{GROUP}]\n{points}\n")
     (site / "sweep_command.py").write_text(SWEEP)
-    (site / "plan_command.py").write_text(PLAN)
+    (site / "budget_command.py").write_text(BUDGET)
     (site / "broken_command.py").write_text("import nothere_at_all\n")
     monkeypatch.syspath_prepend(str(site))
     yield site
-    for name in ("sweep_command", "plan_command", "broken_command"):
+    for name in ("sweep_command", "budget_command", "broken_command"):
         sys.modules.pop(name, None)
 
 
@@ -149,8 +149,8 @@ def test_every_command_line_has_it_and_may_do_it_otherwise(installed: Path) -> N
             self.done.append("after")
 
     assert Own(BoringModel, args=["sweep", "width"]).done == ["before", "width 3", "after"]
-    cli = LightningCLI(BoringModel, args=["plan"])
-    assert cli.planned  # type: ignore[attr-defined]
+    cli = LightningCLI(BoringModel, args=["budget"])
+    assert cli.counted  # type: ignore[attr-defined]
     assert "SaveConfigCallback" in {type(one).__name__ for one in cli.trainer.callbacks}
 
 

@@ -150,6 +150,8 @@ def test_a_script_runs_in_two_processes_and_its_error_is_the_last_word(tmp_path)
     assert done.stdout == "[0, 1] bf16-mixed ['--lr', '1']\n"
     assert done.returncode == 1
     assert done.stderr.endswith("ValueError: the second one fails\n")
+    assert done.stderr.count("Traceback") == 1
+    assert "Rank 1 of 2 failed first; the other process was ended because of it." in done.stderr
     assert "command.py" not in done.stderr
 
 

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.filesystem import (
     atomic_open,
+    check_writable,
     exists,
     get_filesystem,
     is_dir,
@@ -20,6 +22,7 @@ from fulmen.fabric.filesystem import (
     make_dirs,
     remove,
     sanitize_name,
+    saying_where,
 )
 
 
@@ -203,3 +206,18 @@ def test_what_a_client_raises_of_its_own_family_is_an_error_of_the_storage(monke
     monkeypatch.setattr(MemoryFileSystem, "put_file", put)
     with pytest.raises(OSError, match=r"ClientError: quota exceeded"), filesystem.atomic_open("memory://a/b", "wb"):
         pass
+
+
+def test_a_folder_that_can_be_written_is_made_and_left_empty(tmp_path):
+    check_writable(tmp_path / "a" / "b", "X(dirpath='a/b')")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    check_writable("memory://never_looked_at", "X(dirpath=...)")
+    assert not exists("memory://never_looked_at")
+
+
+def test_a_place_that_cannot_be_written_is_said_with_its_argument(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"^X\(dirpath='p'\) names a place .* Not a directory in .*file"):
+        check_writable(tmp_path / "file" / "b", "X(dirpath='p')")
+    with pytest.raises(ConfigurationError, match="says: no idea"), saying_where("X(p='p')"):
+        raise OSError("no idea")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import fulmen.fabric
+from fulmen.fabric.lazy_face import import_behind
 
 
 @pytest.fixture
@@ -59,6 +60,13 @@ def test_an_unknown_name_is_an_attribute_error(package: str) -> None:
 def test_an_import_that_fails_inside_is_not_hidden(package: str) -> None:
     with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
         _ = importlib.import_module(package).broken
+
+
+def test_the_modules_behind_a_face_are_imported_and_no_name_is_made(package: str) -> None:
+    import_behind(package)
+    assert f"{package}.inner" in sys.modules
+    assert f"{package}.part" not in sys.modules
+    assert "tool" not in vars(sys.modules[package])
 
 
 def test_importing_fabric_loads_next_to_nothing() -> None:

@@ -85,3 +85,41 @@ def test_a_taken_name_says_by_whom() -> None:
     registry.register("ddp", "the first")
     with pytest.raises(ConfigurationError, match=r"stands for 'the first'\. Choose .* override=True"):
         registry.register("ddp", "the second")
+
+
+def test_expected_names_are_known_at_once_and_registered_when_one_is_asked_for() -> None:
+    registry: Registry[int] = Registry("number")
+    calls: list[str] = []
+
+    def register(found: Registry[int]) -> None:
+        calls.append("called")
+        for name, value in (("two", 2), ("three", 3), ("four", 4)):
+            found.register(name, value, f"number {value}", odd=value % 2)
+
+    registry.register("one", 1)
+    registry.expect(("two", "three", "four"), register)
+    registry.register("five", 5)
+    assert registry.names() == list(registry) == ["one", "two", "three", "four", "five"]
+    assert "two" in registry
+    assert "three" in repr(registry)
+    assert len(registry) == 5
+    registry.register("four", 44, override=True)
+    assert registry.get("four") == 44
+    assert calls == []
+
+    assert registry["three"] == Entry("three", 3, "number 3", {"odd": 1})
+    assert [registry.get(name) for name in ("two", "four")] == [2, 44]
+    assert calls == ["called"]
+    assert registry.names() == ["one", "two", "three", "four", "five"]
+    registry.remove("two")
+    assert "two" not in registry
+
+
+def test_an_expected_name_is_taken() -> None:
+    registry: Registry[int] = Registry("number")
+    registry.expect(("two",), lambda found: found.register("two", 2))
+    with pytest.raises(ConfigurationError, match="It stands for 2"):
+        registry.register("two", 3)
+    with pytest.raises(ConfigurationError, match="or remove that one first"):
+        registry.expect(("one", "two"), lambda found: None)
+    assert "one" not in registry

@@ -317,7 +317,6 @@ REFUSED = [
     ({"accelerator": "tpu"}, ModuleNotFoundError, "accelerator='tpu'"),
     ({"strategy": "foo"}, ValueError, "strategy='foo'"),
     ({"strategy": 3}, ValueError, "strategy=3"),
-    ({"strategy": "deepspeed_stage_2"}, ConfigurationError, "strategy='deepspeed_stage_2'"),
     ({"strategy": "single_device", "devices": 2}, ValueError, "strategy='single_device'"),
     ({"strategy": SingleDeviceStrategy(), "devices": 2}, ValueError, "SingleDeviceStrategy"),
     ({"devices": 0}, ConfigurationError, "devices=0"),

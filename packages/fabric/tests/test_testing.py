@@ -13,7 +13,8 @@ from fulmen.fabric.strategies.ddp import DDPStrategy
 from fulmen.fabric.strategies.dp import DataParallelStrategy
 from fulmen.fabric.strategies.fsdp import FSDPStrategy
 from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy
-from fulmen.fabric.testing import assert_parity
+from fulmen.fabric.strategies.single_device import SingleDeviceStrategy
+from fulmen.fabric.testing import assert_parity, meshes
 
 
 class Block(nn.Module):
@@ -132,6 +133,97 @@ def test_a_module_and_a_strategy_may_be_objects_and_stay_as_they_are() -> None:
     assert torch.equal(torch.random.get_rng_state(), drawn)
     assert torch.get_default_dtype() == torch.float32
     assert strategy.accelerator is None
+
+
+class Attention(nn.Module):
+    """Two heads of a causal attention, and two layers, in parts that are added up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(12, 8)
+        self.norm = nn.LayerNorm(8)
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.head = nn.Linear(8, 12)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        normed = self.norm(x)
+        heads = (part(normed).unflatten(-1, (-1, 2)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        x = x + self.o(nn.functional.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).flatten(2))
+        return self.head(x + self.down(torch.tanh(self.up(x))))
+
+
+# The stream between layers is whole in the first, and a part of the sequence in the second.
+TENSORS = {"embed": "row", "[qkv]": "column", "o": "row", "up": "column", "down": "row", "head": "column > whole"}
+SEQUENCES = {
+    "embed": "row > sequence",
+    "norm": "sequence",
+    "[qkv]": "sequence > column",
+    "o": "row > sequence",
+    "up": "sequence > column",
+    "down": "row > sequence",
+    "head": "sequence > replicate",
+    "[ud]*": "shard",
+}
+# Sequences over neighbours, and tensors too.
+CONTEXT = {**TENSORS, "": "ring"}
+# Of the meshes of eight processes, and those of four with sequences, some: the others are made of the same parts.
+SOME = {
+    "replicate 2 x data_parallel 2 x tensor_parallel 2",
+    "replicate 2 x data_parallel 2 x tensor_parallel 2 x context 2",
+    "data_parallel 2 x tensor_parallel 2 x context 2",
+    "data_parallel 4 x tensor_parallel 1 x context 4",
+    "data_parallel 4 x tensor_parallel 1 x context 2",
+}
+
+
+def next_token(model: nn.Module, tokens: dict[str, Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(model(tokens["here"]).flatten(0, 1), tokens["next"].flatten())
+
+
+def tokens(num: int) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(3)
+    drawn = [torch.randint(12, (8, 9), generator=generator) for _ in range(num)]
+    return [{"here": one[:, :-1].contiguous(), "next": one[:, 1:].contiguous()} for one in drawn]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("plan", "num_processes", "num_meshes", "how"),
+    [
+        pytest.param(TENSORS, 2, 3, {"each_step": True}, id="tensors, 2"),
+        pytest.param({"[ud]*": "shard"}, 2, 2, {}, id="units, 2"),
+        pytest.param({**CONTEXT, "": "ulysses"}, 2, 4, {"accumulate": 2}, id="contexts, 2"),
+        pytest.param(SEQUENCES, 4, 6, {}, id="sequences, 4"),
+        pytest.param(CONTEXT, 4, 3, {}, id="contexts, 4"),
+        pytest.param(SEQUENCES, 8, 1, {}, id="sequences, 8"),
+        pytest.param(CONTEXT, 8, 1, {}, id="contexts, 8"),
+    ],
+)
+def test_a_plan_trains_as_one_process_does_on_every_mesh(
+    plan: dict[str, str], num_processes: int, num_meshes: int, how: dict[str, Any]
+) -> None:
+    every = meshes(num_processes, plan)
+    takes_all = num_processes == 2 or (plan is SEQUENCES and num_processes == 4)
+    wanted = {name for name in SOME if plan is not CONTEXT or "context" in name}
+    some = {name: one for name, one in every.items() if takes_all or name in wanted}
+    assert len(some) == num_meshes
+    how = {"max_norm": 0.1, "each_step": False, **how}
+    batches = tokens(10 * how.get("accumulate", 1))
+    assert_parity(Attention, batches, next_token, strategy=some, devices=num_processes, **how)
+
+
+def test_of_several_strategies_the_wrong_ones_are_named() -> None:
+    several = {"right": DDPStrategy(), "wrong": NotExchanged()}
+    with pytest.raises(
+        AssertionError, match=r"^wrong on 2 devices: the weights are not those of one process"
+    ) as raised:
+        assert_parity(Net, batches(2), loss, strategy=several, each_step=False)
+    assert "They differ after step 1 of 2" in str(raised.value)
+    assert "right" not in str(raised.value)
+    with pytest.raises(ConfigurationError, match="holds a SingleDeviceStrategy that starts its processes by itself"):
+        assert_parity(Net, batches(), loss, strategy={"one": SingleDeviceStrategy(), "two": DDPStrategy()}, devices=1)
 
 
 class NotExchanged(DDPStrategy):

@@ -50,6 +50,18 @@ def a_run(folder: Path) -> Path:
     return folder
 
 
+def test_rows_that_wait_beside_the_table_are_drawn_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "metrics.csv", [{"step": 0, "epoch": 0, "val_loss": 3.0}])
+    waiting = tmp_path / "metrics.waiting.jsonl"
+    waiting.write_text('{"val_acc": 0.5, "val_loss": 2.0, "epoch": 1, "step": 9}\n{"step": ')
+    curves, epochs = read_curves(path)
+    assert {curve.quantity: (curve.steps, curve.values) for curve in curves} == {
+        "loss": ([0, 9], [3.0, 2.0]),
+        "acc": ([9], [0.5]),
+    }
+    assert epochs == {0: 0, 1: 9}
+
+
 def test_columns_become_curves(tmp_path: Path) -> None:
     curves, epochs = read_curves(a_run(tmp_path) / "metrics.csv")
     found = {(curve.quantity, curve.stage, curve.grain) for curve in curves}

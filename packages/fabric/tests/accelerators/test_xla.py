@@ -121,7 +121,7 @@ def test_memory_is_reported(torch_xla: Any) -> None:
     accelerator.teardown()
 
 
-@pytest.mark.parametrize("strategy", ["auto", "ddp", SingleDeviceStrategy("xla:0")])
+@pytest.mark.parametrize("strategy", ["ddp", SingleDeviceStrategy("xla:0")])
 def test_strategies_that_are_not_made_for_it_are_refused(
     torch_xla: Any, monkeypatch: pytest.MonkeyPatch, strategy: Any
 ) -> None:

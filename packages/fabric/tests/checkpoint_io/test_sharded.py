@@ -19,7 +19,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from fulmen.fabric.checkpoint_io.background import AsyncCheckpointIO
-from fulmen.fabric.checkpoint_io.sharded import is_sharded, load_sharded, read_metadata, save_sharded
+from fulmen.fabric.checkpoint_io.sharded import load_sharded, read_metadata, save_sharded
+from fulmen.fabric.checkpoint_io.sharded_names import is_sharded
 from fulmen.fabric.errors import CheckpointDamagedError, CheckpointError, CheckpointKeyError, ConfigurationError
 from fulmen.fabric.gloo_threads import close_group
 

@@ -377,7 +377,8 @@ def test_s3_a_bucket_that_cannot_be_is_answered(io: TorchCheckpointIO, bucket: s
 
 
 def test_s3_a_sharded_folder_is_saved_over_another_and_loaded(bucket: str) -> None:
-    from fulmen.fabric.checkpoint_io.sharded import is_sharded, load_sharded, save_sharded
+    from fulmen.fabric.checkpoint_io.sharded import load_sharded, save_sharded
+    from fulmen.fabric.checkpoint_io.sharded_names import is_sharded
     from fulmen.fabric.filesystem import list_dir
 
     path = f"{bucket}/run/folder"

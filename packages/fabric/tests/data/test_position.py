@@ -51,6 +51,18 @@ def test_without_repeats_every_unit_is_dealt_once(size: int, world_size: int) ->
     assert max(lengths) - min(lengths) <= 1
 
 
+@given(sizes, worlds, st.booleans(), st.booleans())
+def test_an_order_that_is_known_is_dealt_as_one_that_comes_bit_by_bit(
+    size: int, world_size: int, drop_last: bool, repeats: bool
+) -> None:
+    for rank in range(world_size):
+        known, drawn = (
+            list(deal(units, rank, world_size, drop_last=drop_last, repeats=repeats))
+            for units in (list(range(size)), iter(range(size)))
+        )
+        assert known == drawn
+
+
 def test_an_endless_order_is_read_one_round_ahead_at_most() -> None:
     endless = count()
     assert list(islice(deal(endless, 1, 3, drop_last=False), 2)) == [1, 4]

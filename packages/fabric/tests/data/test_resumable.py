@@ -517,3 +517,95 @@ def test_indices_are_not_known_of_what_has_none() -> None:
     assert not ResumableLoader(DataLoader(Stream())).hear_indices(list)
     assert not ResumableLoader([1, 2]).hear_indices(list)
     assert not ResumableLoader(DataLoader(Samples(), num_workers=1, in_order=False)).hear_indices(list)
+
+
+class TakesItsStateLate(IterableDataset[int]):
+    """A generator takes what was loaded when it runs for the first time, as torchdata's own examples do."""
+
+    def __init__(self) -> None:
+        self.next = self.loaded = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.next, self.loaded = self.loaded, 0
+        while self.next < SIZE:
+            self.next += 1
+            yield self.next - 1
+
+    def state_dict(self) -> dict[str, int]:
+        return {"next": self.next}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.next = self.loaded = state["next"]
+
+
+def test_a_state_that_nobody_has_asked_a_batch_of_does_not_come_back_in_the_next_epoch() -> None:
+    first = ResumableLoader(DataLoader(TakesItsStateLate(), batch_size=2))
+    next(iter(first))
+    second = ResumableLoader(DataLoader(TakesItsStateLate(), batch_size=2))
+    second.load_state_dict(first.state_dict())
+    iter(second)  # and no batch is taken
+    second.set_epoch(1)
+    random_numbers = collect_rng_state()
+    assert next(iter(second)).tolist() == [0, 1]
+    restore_rng_state(random_numbers)
+
+
+def test_it_is_told_that_batches_are_read_again() -> None:
+    class NeverToldBefore(IterableDataset[int]):
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(SIZE))
+
+    first = ResumableLoader(DataLoader(NeverToldBefore(), batch_size=2))
+    next(iter(first))
+    second = ResumableLoader(DataLoader(NeverToldBefore(), batch_size=2))
+    second.load_state_dict(first.state_dict())
+    with pytest.warns(UserWarning, match="in the middle of an epoch of a NeverToldBefore.*read again and dropped"):
+        assert next(iter(second)).tolist() == [2, 3]
+
+
+# Of "late" not 3: behind a last batch that is not full, torchdata does not let the dataset take its state at all.
+TORCHDATA = [
+    *((kind, num) for kind in ("stream", "shuffle") for num in range(5)),
+    *(("late", num) for num in (0, 1, 2, 4)),
+]
+
+
+@pytest.mark.parametrize(("kind", "num_read"), TORCHDATA)
+def test_torchdata_goes_on_in_its_epoch_and_begins_the_next_one_whole(kind: str, num_read: int) -> None:
+    stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+
+    class Plain(IterableDataset[int]):
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(SIZE))
+
+    made = {
+        "stream": lambda: stateful(Plain(), batch_size=4),
+        "late": lambda: stateful(TakesItsStateLate(), batch_size=4),
+        "shuffle": lambda: stateful(list(range(SIZE)), batch_size=4, shuffle=True),
+    }[kind]
+
+    def read(loader: Any, num: int | None = None) -> list[Any]:
+        loader.expect_look_ahead()
+        found = []
+        for number, batch in enumerate(loader, 1):
+            found.append(batch.tolist())
+            if number == num:
+                break
+        return found
+
+    def two_epochs() -> tuple[list[Any], Any]:
+        torch.manual_seed(0)
+        loader = ResumableLoader(made())
+        return [read(loader), read(loader)], loader
+
+    whole, _ = two_epochs()
+    torch.manual_seed(0)
+    first = ResumableLoader(made())
+    done = read(first, num_read) if num_read else []
+    state, random_numbers = first.state_dict(), collect_rng_state()
+    second = ResumableLoader(made())
+    second.load_state_dict(state)
+    restore_rng_state(random_numbers)
+    rest = [] if num_read == 4 else read(second)  # after a fourth it was read to its end
+    assert done + rest == whole[0]
+    assert read(second) == whole[1]

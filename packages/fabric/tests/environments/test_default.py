@@ -1,4 +1,5 @@
 import socket
+import sys
 
 import pytest
 
@@ -44,11 +45,19 @@ def test_the_free_port_stays_the_same_and_master_port_goes_before_it(monkeypatch
     environment = LightningEnvironment()
     port = environment.main_port
     assert port == environment.main_port
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", port))
     monkeypatch.setenv("MASTER_PORT", "1234")
     assert environment.main_port == 1234
+    assert environment.listening_socket() is None
     assert 0 < find_free_network_port() < 2**16
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="torch takes no socket over there")
+def test_the_free_port_is_listened_at_from_the_moment_it_is_known(monkeypatch):
+    environment = LightningEnvironment()
+    port = environment.main_port
+    monkeypatch.setenv("MASTER_PORT", str(port))  # as our launchers tell it on
+    with socket.socket(fileno=environment.listening_socket()) as listening:
+        assert listening.getsockname() == ("127.0.0.1", port)
 
 
 def test_another_number_of_processes_than_there_are_is_refused(monkeypatch):

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import csv
 import multiprocessing
+import os
 import pickle
+import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulmen.fabric.errors import ConfigurationError
-from fulmen.fabric.loggers.csv import CSVLogger
+from fulmen.fabric.loggers.csv import CSVLogger, MetricsFile
+from fulmen.fabric.loggers.waiting_rows import WorkRation, read_waiting_rows
 from fulmen.fabric.rank_zero import rank_zero_only
 
 
@@ -101,6 +105,109 @@ def test_rows_are_appended_while_the_columns_stay(tmp_path: Path) -> None:
             inodes.append(path.stat().st_ino)
     # Written anew once, when "val" came.
     assert len(set(inodes[:3])) == len(set(inodes[3:])) == 1
+
+
+class Watched(MetricsFile):
+    """Counts how often it is written anew, by a clock of its own."""
+
+    now_s = 0.0
+
+    def __init__(self, log_dir: str, work_s: float) -> None:
+        super().__init__(log_dir)
+        self.num_widened = 0
+        self._work_s = work_s
+        self._ration = WorkRation(share=0.01, burst_s=0.0, clock=lambda: self.now_s)
+
+    def _widen(self, rows: list[dict[str, Any]]) -> None:
+        super()._widen(rows)
+        self.num_widened += 1
+        self._ration = WorkRation(share=0.01, burst_s=0.0, clock=lambda: self.now_s)
+        self._ration.spend(self._work_s)
+
+
+def everything(file: MetricsFile) -> list[str]:
+    """The steps in the file and beside it, in order."""
+    path = Path(file.metrics_file_path)
+    header, *rows = table(path)
+    waiting = read_waiting_rows(str(path.with_name(file.NAME_WAITING_FILE)), header)
+    return [row[header.index("step")] for row in rows] + [str(row["step"]) for row in waiting]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.floats(0, 40)), min_size=1, max_size=40))
+@settings(deadline=None, max_examples=40)
+def test_new_names_write_the_file_anew_no_more_often_than_the_clock_allows(tmp_path_factory: Any, calls: Any) -> None:
+    """Whatever comes when: at any moment every row is in the file or beside it, once, and in order."""
+    file = Watched(str(tmp_path_factory.mktemp("run")), work_s=0.1)
+    for step, (name, passed_s) in enumerate(calls):
+        file.now_s += passed_s
+        file.log_metrics({f"name_{name}": step}, step)
+        file.save()
+        assert everything(file) == [str(number) for number in range(step + 1)]
+        assert file.num_widened <= 1 + file.now_s / 10
+    file.close()
+    header, *rows = table(Path(file.metrics_file_path))
+    assert header == sorted({"step", *(f"name_{name}" for name, _ in calls)})
+    assert [
+        dict(zip(header, row, strict=True))[f"name_{name}"] for row, (name, _) in zip(rows, calls, strict=True)
+    ] == [str(step) for step in range(len(calls))]
+    assert [path.name for path in Path(file.log_dir).iterdir()] == ["metrics.csv"]
+
+
+def test_hundreds_of_new_names_write_the_file_anew_a_few_times(tmp_path: Path) -> None:
+    file = Watched(str(tmp_path), work_s=1.0)
+    inodes = set()
+    for step in range(300):
+        file.log_metrics({f"name_{step}": step}, step)
+        file.save()
+        inodes.add(Path(file.metrics_file_path).stat().st_ino)
+    assert file.num_widened == 1  # no time has passed
+    file.close()
+    assert file.num_widened == 2
+    assert len(table(tmp_path / "metrics.csv")[300]) == 301
+
+
+def kill_while_waiting(folder: Path) -> None:
+    file = Watched(str(folder), work_s=100.0)
+    for step in range(50):
+        file.log_metrics({"loss": step, **({f"name_{step}": 1.0} if step % 10 == 0 else {})}, step)
+        file.save()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_kill_9_loses_no_row_that_was_flushed(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(target=kill_while_waiting, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    header, *rows = table(tmp_path / "metrics.csv")
+    waiting = read_waiting_rows(str(tmp_path / "metrics.waiting.jsonl"), header)
+    assert waiting
+    assert [int(row[header.index("step")]) for row in rows] + [row["step"] for row in waiting] == list(range(50))
+    with pytest.warns(UserWarning, match="removed"):  # a run of the same version begins
+        MetricsFile(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_for_a_while_costs_no_row(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, version="v", flush_logs_every_n_steps=1)
+    for step in range(2):
+        logger.log_metrics({"loss": step}, step)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    # The file may grow by three bytes more: the next row does not fit.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (Path(logger.log_dir, "metrics.csv").stat().st_size + 3, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            logger.log_metrics({"loss": 2}, 2)
+        with pytest.raises(OSError, match="too large"):
+            logger.log_metrics({"loss": 2, "new": 1}, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    for step in range(2, 4):  # tried again
+        logger.log_metrics({"loss": step}, step)
+    logger.finalize("success")
+    assert table(Path(logger.log_dir, "metrics.csv")) == [["loss", "step"], *([str(n), str(n)] for n in range(4))]
 
 
 def test_rows_far_apart_are_written_too(tmp_path: Path) -> None:

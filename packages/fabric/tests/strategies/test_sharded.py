@@ -30,7 +30,7 @@ from sharded_lab import (
 from torch import nn
 
 from fulmen.fabric import Fabric
-from fulmen.fabric.checkpoint_io.sharded import is_sharded
+from fulmen.fabric.checkpoint_io.sharded_names import is_sharded
 from fulmen.fabric.errors import CheckpointError, CheckpointKeyError, ConfigurationError
 
 case = Cases()

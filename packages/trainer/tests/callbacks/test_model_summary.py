@@ -21,6 +21,17 @@ def test_it_is_printed_once_on_rank_zero(make_trainer, capsys):
     assert "Total params" in out
 
 
+def test_what_deepspeed_has_split_is_shown_per_device(make_trainer, capsys):
+    net = Net()
+    for parameter in net.parameters():
+        parameter.ds_numel = parameter.numel()
+        parameter.partition_numel = lambda: 7
+    ModelSummary().on_fit_start(make_trainer(), net)
+    assert "Params per Device" in capsys.readouterr().out
+    ModelSummary().on_fit_start(make_trainer(), Net())
+    assert "Params per Device" not in capsys.readouterr().out
+
+
 def test_depth_0_prints_nothing(make_trainer, capsys):
     ModelSummary(max_depth=0).on_fit_start(make_trainer(), Net())
     assert capsys.readouterr().out == ""

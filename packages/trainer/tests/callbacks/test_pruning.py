@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 from fulmen.fabric.errors import ConfigurationError, MisconfigurationException
 from fulmen.trainer.callbacks import ModelCheckpoint, ModelPruning
 from fulmen.trainer.callbacks.masked_weights import is_masked
+from fulmen.trainer.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
+from fulmen.trainer.callbacks.weight_averaging import EMAWeightAveraging, WeightAveraging
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.trainer import Trainer
 
@@ -314,3 +316,26 @@ def test_layers_that_are_not_there_are_refused_when_the_fit_begins(quick):
             fit(ModelPruning("l1_unstructured", pairs), quick, module)
     with pytest.raises(ConfigurationError, match="nothing to prune in"):
         ModelPruning.sanitize_parameters_to_prune(LightningModule())
+
+
+@pytest.mark.parametrize("use_buffers", [True, False])
+@pytest.mark.parametrize("kind", [WeightAveraging, EMAWeightAveraging])
+def test_an_average_is_pruned_too(quick, kind, use_buffers):
+    average = kind(use_buffers=use_buffers)
+    pruning = ModelPruning("l1_unstructured", amount=0.25, use_lottery_ticket_hypothesis=False)
+    module = Net()
+    trainer = quick(callbacks=[average, pruning], max_epochs=2)
+    trainer.fit(module, loader(), loader())
+    pruned = {name: ~saved["mask"] for name, saved in pruning.state_dict()["masks"].items()}
+    assert sum(int(zeros.sum()) for zeros in pruned.values()) > 0
+    for name, zeros in pruned.items():
+        assert not module.get_parameter(name)[zeros].any()
+        assert module.get_parameter(name)[~zeros].any()
+    assert not any(key.endswith(("_mask", "_orig")) for key in module.state_dict())
+
+
+@pytest.mark.parametrize("make", [WeightAveraging, lambda: StochasticWeightAveraging(0.1)])
+def test_pruning_before_an_average_is_refused(quick, make):
+    trainer = quick(callbacks=[ModelPruning("l1_unstructured"), make()], max_epochs=2)
+    with pytest.raises(ConfigurationError, match=r"ModelPruning before \w*WeightAveraging.* Pass \w+ first"):
+        trainer.fit(Net(), loader(), loader())

@@ -261,3 +261,28 @@ def test_negative_rates_and_missing_packages_are_refused(monkeypatch):
         stand_in()
     with pytest.raises(ModuleNotFoundError, match=r"RichProgressBar needs .*'fulmen-trainer\[rich\]'"):
         RichProgressBar()
+
+
+def test_a_new_epoch_does_not_show_the_times_of_the_last_one(make_trainer):
+    bar, _ = bar_on()
+    trainer = trainer_with_metrics(make_trainer)
+    bar.setup(trainer, None, "fit")
+    bar.on_train_start(trainer, None)
+    bar.on_train_epoch_start(trainer, None)
+    task = bar.train_progress_bar
+    task.completed, task.start_time = 3, task.start_time - 100
+    task.fields["per_second"] = 99.0
+    bar.progress.refresh()
+    bar.on_train_epoch_start(trainer, None)
+    shown = [str(column(task)) for column in bar.progress.columns]
+    bar.on_exception(trainer, None, KeyboardInterrupt())
+    assert any(text.startswith("0:00:00<") for text in shown)
+    assert not any("0:01" in text or "99" in text for text in shown)
+
+
+def test_on_a_narrow_screen_numbers_stay_whole_and_the_bar_gets_shorter(make_trainer):
+    bar, screen = bar_on(width=50)
+    trainer = trainer_with_metrics(make_trainer)
+    train(bar, trainer, epochs=1, batches=20)
+    assert "…" not in screen.getvalue()
+    assert "it/s" in screen.getvalue()

@@ -1,8 +1,10 @@
 """MLflow for real, in a folder; what needs its server is in test_mlflow_server.py."""
 
 import pickle
+import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -128,6 +130,32 @@ def test_nobody_there_costs_no_step_and_loses_nothing(quick, tmp_path):
     deliver(path, later)
     assert history(later, "train/a") == [(n, float(n)) for n in range(5)]
     assert later.experiment.get_run(later.run_id).info.status == "FINISHED"
+
+
+def test_a_checkpoint_that_is_removed_while_it_waits_arrives(tmp_path):
+    """A callback that keeps only the best removes what it saved before the server is back."""
+    logger = MLFlowLogger("e", tracking_uri="http://127.0.0.1:9", log_model="all")
+    logger.keep_in(str(tmp_path))
+    logger.patience_s = 0.1
+    paths = []
+    for kind in ("file", "folder"):
+        path = tmp_path / f"{kind}.ckpt"
+        if kind == "folder":
+            path.mkdir()
+        (path if kind == "file" else path / "shard").write_text(kind)
+        paths.append(path)
+        logger.after_save_checkpoint(SimpleNamespace(best_model_path=str(path), save_top_k=1))
+    paths[0].unlink()
+    shutil.rmtree(paths[1])
+    with pytest.warns(UserWarning, match="undelivered"):
+        logger.finalize()
+    [undelivered] = tmp_path.rglob("undelivered-MLFlowLogger.jsonl")
+    later = MLFlowLogger("e", save_dir=str(tmp_path / "mlruns"))
+    deliver(undelivered, later)
+    arrived = {path.read_text() for path in (tmp_path / "mlruns").rglob("model/checkpoints/*/*.ckpt") if path.is_file()}
+    arrived |= {path.read_text() for path in (tmp_path / "mlruns").rglob("folder.ckpt/shard")}
+    assert arrived == {"file", "folder"}
+    assert not list(tmp_path.rglob("waiting-checkpoints"))
 
 
 def test_a_checkpoint_that_is_gone_before_its_turn_is_said(tmp_path):

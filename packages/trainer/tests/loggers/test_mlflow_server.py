@@ -1,6 +1,8 @@
 """MLflow for real: a server that dies and comes back, and the databases that MLflow writes itself."""
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -23,14 +25,21 @@ from fulmen.trainer.loggers import MLFlowLogger, deliver  # noqa: E402
 pytestmark = pytest.mark.timeout(900)
 
 
+def _port_of_ones_own():
+    """Free now, and none of those that the system gives to others while the server is away."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("all ports are taken")
+
+
 class Server:
     """`mlflow server` on a port of its own, which it keeps when it comes back."""
 
     def __init__(self, folder):
         self._folder = folder
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            self.port = taken.getsockname()[1]
+        self.port = _port_of_ones_own()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process = None
 

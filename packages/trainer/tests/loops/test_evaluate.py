@@ -44,10 +44,15 @@ def test_the_sanity_check_is_validation_and_leaves_no_trace(quick):
         def on_train_start(self):
             Checked.shown = dict(self.trainer.callback_metrics), self.trainer_said
 
+        def on_validation_start(self):
+            if self.trainer.sanity_checking:
+                Checked.batches = self.trainer.num_sanity_val_batches, self.trainer.num_val_batches
+
     trainer = quick(num_sanity_val_steps=2, limit_train_batches=1)
     state = torch.get_rng_state()
     trainer.fit(Checked(), loaders(1)[0], loaders(5))
     assert Checked.shown == ({}, (False, True, True))
+    assert Checked.batches == ([2], [5])  # a progress bar asks meanwhile
     assert trainer.num_sanity_val_batches == [2]
     assert trainer.fit_loop.val_loop.counts.batch.total == 5
     assert not torch.equal(state, torch.get_rng_state())

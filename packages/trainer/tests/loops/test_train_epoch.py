@@ -1,4 +1,5 @@
 import multiprocessing
+from datetime import timedelta
 
 import pytest
 import torch
@@ -202,3 +203,81 @@ def test_overfitting_sees_the_same_few_batches_in_order(quick):
     with pytest.warns(UserWarning, match="switches off the shuffling"):
         quick(overfit_batches=2, max_epochs=2).fit(module, DataLoader(rows, shuffle=True), DataLoader(rows))
     assert module.batches == (0.0, 1.0, "val 0.0", "val 1.0") * 2
+
+
+class Clocked(BoringModel):
+    """Each batch takes a second of a clock; writes down what runs."""
+
+    def __init__(self, clock, tape):
+        super().__init__()
+        self.clock, self.tape = clock, tape
+
+    def training_step(self, batch, batch_idx):
+        self.clock[0] += 1.0
+        self.tape.append(batch_idx)
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx): ...
+
+    def on_validation_start(self):
+        self.tape.append("validation")
+
+
+class SaveAt(Callback):
+    def __init__(self, hook, nth, path):
+        self.left, self.path, self.mark = nth, path, None
+        setattr(self, hook, self.hear)
+
+    def hear(self, trainer, module, *_):
+        self.left -= 1
+        if self.left == 0:
+            self.mark = len(module.tape) - ("validation" in module.tape[-1:])
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize(
+    ("hook", "nth"), [("on_train_batch_end", 2), ("on_train_batch_end", 5), ("on_validation_start", 2)]
+)
+def test_what_is_validated_by_the_clock_is_due_at_the_same_batch_after_a_resume(
+    hook, nth, quick, monkeypatch, tmp_path
+):
+    clock = [0.0]
+    monkeypatch.setattr("fulmen.trainer.loops.train_epoch.monotonic", lambda: clock[0])
+    flags = {"val_check_interval": timedelta(seconds=3), "check_val_every_n_epoch": None, "limit_val_batches": 1}
+    whole, saver = [], SaveAt(hook, nth, tmp_path / "cut.ckpt")
+    quick(**flags, callbacks=[saver]).fit(Clocked(clock, whole), loader(8), loader(1))
+    assert whole == [0, 1, 2, "validation", 3, 4, 5, "validation", 6, 7]
+    clock[0] += 1000.0  # between the two runs
+    rest = []
+    quick(**flags).fit(Clocked(clock, rest), loader(8), loader(1), ckpt_path=saver.path)
+    assert rest == whole[saver.mark :]
+
+
+@pytest.mark.parametrize("stops", ["max_steps", "request"])
+def test_a_fit_that_has_ended_inside_an_epoch_goes_on_there(stops, quick, tmp_path):
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            trainer.should_stop = stops == "request" and trainer.global_step == 6
+
+    tape = []
+    first = quick(max_epochs=2, max_steps=6 if stops == "max_steps" else -1, callbacks=[Stop()], limit_val_batches=0)
+    first.fit(Clocked([0.0], tape), loader(4))
+    assert first.current_epoch == 2  # hooks have heard its end
+    first.save_checkpoint(tmp_path / "cut.ckpt")
+    second = quick(max_epochs=2, limit_val_batches=0)
+    second.fit(Clocked([0.0], tape), loader(4), ckpt_path=tmp_path / "cut.ckpt")
+    assert tape == [0, 1, 2, 3] * 2
+    assert (second.current_epoch, second.global_step) == (2, 8)
+
+
+def test_an_epoch_that_a_hook_has_left_is_over(quick, tmp_path):
+    class Leaving(Clocked):
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if batch_idx == 2 else None
+
+    tape = []
+    first = quick(limit_val_batches=0)
+    first.fit(Leaving([0.0], tape), loader(4))
+    first.save_checkpoint(tmp_path / "left.ckpt")
+    quick(max_epochs=2, limit_val_batches=0).fit(Leaving([0.0], tape), loader(4), ckpt_path=tmp_path / "left.ckpt")
+    assert tape == [0, 1, 0, 1]

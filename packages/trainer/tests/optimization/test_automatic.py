@@ -50,6 +50,23 @@ def test_a_step_returns_the_loss_alone_or_among_others(make, keys, quick):
     assert not outputs["loss"].requires_grad  # the graph of the step is not kept alive
 
 
+class Counting(BoringModel):
+    def training_step(self, batch, batch_idx):
+        self.log("batches", 1.0, on_epoch=True, on_step=False, reduce_fx="sum")
+        return super().training_step(batch, batch_idx)
+
+
+class SteppingItself(Counting):
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+        optimizer.step(closure=optimizer_closure)
+
+
+@pytest.mark.parametrize(("module", "precision"), [(Counting, "64-true"), (SteppingItself, None)])
+def test_what_a_step_logs_inside_of_optimizer_step_is_of_the_same_epoch_value(module, precision, quick):
+    trainer, _ = fitted(quick, module(), batches=4, accumulate_grad_batches=2, precision=precision)
+    assert trainer.callback_metrics["batches"] == 4
+
+
 @pytest.mark.parametrize("make", [lambda loss: None, lambda loss: {"loss": None}])
 def test_a_step_may_skip_the_batch(make, quick):
     module = Returning(make)

@@ -36,3 +36,12 @@ def test_mistakes_are_value_errors_that_quote_the_action():
     assert isinstance(raised.value, MisconfigurationException)
     with pytest.raises(ValueError, match=r"stop\('b'\) was called, and 'b' is not being timed"):
         profiler.stop("b")
+
+
+def test_arguments_of_callbacks_do_not_make_the_table_wider_than_a_screen():
+    profiler = SimpleProfiler()
+    long = "[Callback]ModelCheckpoint{'monitor': 'val_loss', 'mode': 'min', 'every_n_epochs': 1}.on_train_epoch_end"
+    with profiler.profile(long):
+        pass
+    assert "[Callback]ModelCheckpoint{'monitor': 'val_loss…}.on_train_epoch_end " in profiler.summary()
+    assert list(profiler.recorded_durations) == [long]

@@ -34,7 +34,7 @@ class Process:
         try:
             for batch in range(100_000):
                 self.signals.begin_next()
-                self.together.wait(timeout=30)  # all-reduce
+                self.together.wait(timeout=150)  # all-reduce
                 self.rest()
                 self.done.append(f"batch {batch}")
                 if self.passes and batch % 3 == 2:
@@ -49,7 +49,7 @@ class Process:
             if self.signals.caught:
                 self.signals.stop_if_due(self.signals.place)
         self.signals.begin_next()
-        self.together.wait(timeout=30)  # the means of all
+        self.together.wait(timeout=150)  # the means of all
         self.done.append(f"pass after {batch}")
 
     def rest(self):
@@ -73,7 +73,7 @@ def test_all_stop_at_the_same_place_whoever_was_asked(shared_store, seed, world_
     for rank in {rank % world_size for rank in asked}:
         processes[rank].signals._hear(SIGTERM)
     for process in processes:
-        process.thread.join(timeout=30)
+        process.thread.join(timeout=150)
         process.signals._close()
     assert not any(process.thread.is_alive() for process in processes)
     assert not together.broken, "one waited for another that had stopped"

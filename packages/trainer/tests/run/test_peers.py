@@ -111,3 +111,12 @@ def test_who_is_gone_without_a_word_is_missed(
     time.sleep(0.001)
     process.look()
     assert len(ended) == (0 if leaves else 1)
+
+
+def test_who_fails_knows_whether_the_others_fail_too(store: Any) -> None:
+    first, second, third = (Peers(store, rank, 3, ends_alone=False) for rank in range(3))
+    assert not first.fail_together(within_s=0.1)
+    second.fail(ValueError("the same mistake"))
+    assert not first.fail_together(within_s=0.1)
+    third.fail(ValueError("the same mistake"))
+    assert first.fail_together(within_s=10.0)

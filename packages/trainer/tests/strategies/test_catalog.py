@@ -1,11 +1,15 @@
 import pytest
 
+from fulmen.fabric.registry import Registry
 from fulmen.fabric.strategies.ddp import DDPStrategy as FabricDDPStrategy
+from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy as FabricModelParallelStrategy
 from fulmen.fabric.strategies.single_device import SingleDeviceStrategy as FabricSingleDeviceStrategy
 from fulmen.trainer import strategies
 from fulmen.trainer.errors import ArgumentTypeError, ConfigurationError
 from fulmen.trainer.strategies.catalog import STRATEGY_REGISTRY, bind, build
 from fulmen.trainer.strategies.ddp import DDPStrategy
+from fulmen.trainer.strategies.fsdp import FSDPStrategy
+from fulmen.trainer.strategies.model_parallel import ModelParallelStrategy
 from fulmen.trainer.strategies.single_device import SingleDeviceStrategy
 
 NAMES = [
@@ -50,3 +54,19 @@ def test_what_is_none_is_refused():
         bind(3)
     with pytest.raises(ConfigurationError, match="'ddp_spawn'"):
         build("ddp_spawm")
+
+
+def test_these_names_are_known_and_a_class_registers_those_expected_of_it():
+    assert {*NAMES, "fsdp", "fsdp_cpu_offload", "single_device"} <= {*STRATEGY_REGISTRY.names()}
+    for bound, expected in ((DDPStrategy, NAMES), (FSDPStrategy, ["fsdp", "fsdp_cpu_offload"])):
+        registered = Registry("strategy")
+        bound.register_strategies(registered)
+        assert registered.names() == expected
+        assert all(registered[name].preset == STRATEGY_REGISTRY[name].preset for name in expected)
+
+
+def test_a_strategy_is_bound_by_its_nearest_base():
+    class Own(FabricModelParallelStrategy):
+        pass
+
+    assert type(bind(Own(lambda module, mesh: module))) is ModelParallelStrategy

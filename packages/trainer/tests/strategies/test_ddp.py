@@ -140,6 +140,24 @@ def work(rank, port, folder):
     seen["after failure"] = gradients(strategy.lightning_module)
     strategy.teardown()
 
+    # What is unfrozen while it runs is reduced from then on.
+    later = Model()
+    later.first.requires_grad_(False)
+    strategy = started(ddp(), later)
+    step = strategy.step_function("training_step")
+    strategy.backward(step(batch, 0), None)
+    seen["left out"] = later.first.weight.grad is None
+    later.first.requires_grad_(True)
+    seen["trained later"] = []
+    for index in range(2):
+        later.zero_grad()
+        strategy.backward(step(batch, index), None)
+        seen["trained later"].append(gradients(later))
+        wrapper = strategy.model
+    strategy.backward(step(batch, 2), None)
+    seen["wrapped anew once"] = strategy.model is wrapper
+    strategy.teardown()
+
     frozen = Model()
     frozen.requires_grad_(False)
     seen["frozen is not wrapped"] = started(ddp(), frozen).model is frozen
@@ -210,6 +228,13 @@ def test_manual_optimization_reduces_each_backward_and_shares_buffers(seen):
 
 def test_a_step_that_fails_leaves_no_trace(seen):
     assert [one["after failure"] for one in seen] == [[[2.0, 2.0]] * 2] * 2
+
+
+def test_a_parameter_that_is_unfrozen_while_it_runs_is_reduced(seen):
+    for one in seen:
+        assert one["left out"]
+        assert one["trained later"] == [[[2.0, 2.0]] * 2] * 2
+        assert one["wrapped anew once"]
 
 
 def test_it_ends_as_it_began(seen):

@@ -116,11 +116,26 @@ def test_lazy_layers_count_as_nothing_and_are_mentioned():
             super().__init__()
             self.layer = nn.LazyLinear(3)
 
-    from fulmen.trainer.summary.layers import warning_cache
+    from fulmen.trainer.summary.sizes import warning_cache
 
     warning_cache.clear()
     with pytest.warns(UserWarning, match="lazy"):
         assert ModelSummary(Lazy()).total_parameters == 0
+
+
+def test_an_example_gives_lazy_layers_their_parameters():
+    class Lazy(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.LazyLinear(3)
+            self.example_input_array = torch.ones(2, 4)
+
+        def forward(self, x):
+            return self.layer(x)
+
+    summary = ModelSummary(Lazy())
+    assert (summary.total_parameters, summary.total_flops, summary.in_sizes) == (15, 48, [[2, 4]])
+    assert summary.layer_types == ["Linear"]
 
 
 def test_a_layer_is_watched_once():

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from jsonargparse import ArgumentParser
 
 from fulmen.cli.class_sources import is_defined, is_subclass
-from fulmen.cli.complaints import Complaint, Kind, RefusedClassError
+from fulmen.cli.complaints import Complaint, Kind, RefusedValueError
 from fulmen.cli.config_files import read_config
 
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
@@ -37,10 +37,12 @@ def check_classes(parser: Any, values: Iterable[tuple[str, Any]]) -> None:
         values: Keys and what was given for them.
 
     Raises:
-        RefusedClassError: For the first one.
+        RefusedValueError: For the first one.
     """
     search = _Search()
     for key, value in values:
+        if not isinstance(value, (str, Mapping)) and _is_group(parser, key):
+            raise RefusedValueError(_no_mapping((key,), value))
         if _concerns(value):
             search.look(parser, key.split("."), value, ())
         else:  # nearly always
@@ -124,9 +126,12 @@ class _Search:
             case Mapping() if _describes(value):
                 class_path = str(value["class_path"])
                 self._check_class(hint, class_path, keys, is_described=True)
-                inner = _parser_of(class_path) if _concerns(dict(value.get("init_args") or {})) else None
+                arguments = value.get("init_args", {})
+                if not isinstance(arguments, Mapping):
+                    raise RefusedValueError(_no_mapping((*keys, "init_args"), arguments))
+                inner = _parser_of(class_path) if _concerns(arguments) else None
                 if inner is not None:
-                    self.look_all(inner, value["init_args"], (*keys, "init_args"))
+                    self.look_all(inner, arguments, (*keys, "init_args"))
             case Mapping():
                 for item in value.values():
                     self._check(hint, item, keys)
@@ -142,14 +147,14 @@ class _Search:
             return
         if not bases:
             if is_described and not holds_data(hint):
-                raise RefusedClassError(_complaint(Kind.UNTYPED, keys, class_path))
+                raise RefusedValueError(_complaint(Kind.UNTYPED, keys, class_path))
             return
         if _PATH.fullmatch(class_path) and is_subclass(class_path, bases) is False:
             is_missing = is_defined(class_path) is False
             if is_missing and not is_described and _takes_text(hint):
                 return  # "data.csv" is a text, also where there is a data.py
             kind = Kind.NO_CLASS if is_missing else Kind.WRONG_CLASS
-            raise RefusedClassError(_complaint(kind, keys, class_path, bases))
+            raise RefusedValueError(_complaint(kind, keys, class_path, bases))
 
 
 def expected_classes(hint: Any) -> tuple[type, ...] | None:
@@ -222,6 +227,11 @@ def _type_of(parser: Any, dest: str) -> Any:
     return None
 
 
+def _is_group(parser: Any, key: str) -> bool:
+    """Are there arguments below `key`, and no type that says what else it may be?"""
+    return _type_of(parser, key) is None and any(action.dest.startswith(f"{key}.") for action in parser._actions)
+
+
 def _parser_of(class_path: str) -> Any:
     """A parser with the arguments of the class, which its type has allowed; None if it cannot be had."""
     module, _, name = class_path.rpartition(".")
@@ -238,3 +248,8 @@ def _complaint(kind: Kind, keys: tuple[str, ...], class_path: str, bases: Sequen
     return Complaint(
         kind, f"{'.'.join(keys)}: {class_path} is not allowed", keys, class_path=class_path, wanted=(wanted,)
     )
+
+
+def _no_mapping(keys: tuple[str, ...], value: Any) -> Complaint:
+    text = f"{'.'.join(keys)}: {value!r} is no mapping"
+    return Complaint(Kind.WRONG_TYPE, text, keys, value=str(value), wanted=("a mapping of names to values",))

@@ -219,8 +219,8 @@ def _tell(offered: Offered, found: Mapping[str, Any], types: Mapping[str, Any], 
 
 def _plain_of_shards(path: str) -> Any:
     """What is no tensor in the folder `path`; None if it holds no shards."""
-    from fulmen.fabric.checkpoint_io.sharded import is_sharded
     from fulmen.fabric.checkpoint_io.sharded_folder import ShardedFolder
+    from fulmen.fabric.checkpoint_io.sharded_names import is_sharded
 
     return ShardedFolder(path).plain() if is_sharded(path) else None
 

@@ -21,6 +21,7 @@ from fulmen.cli.optimizers import (
     as_description,
     automatic,
     put_together,
+    refuse_scheduler_alone,
     use_in,
 )
 from fulmen.cli.parser import LightningArgumentParser, returned_class
@@ -359,11 +360,13 @@ class LightningCLI:
             return
         given = self._part(self.config_init)
         optimizer = as_description(parser.optimizers[optimizer_key][0], given.get(optimizer_key))
-        if optimizer is None:
-            return
         scheduler = None
         if scheduler_key is not None:
             scheduler = as_description(parser.lr_schedulers[scheduler_key][0], given.get(scheduler_key))
+        if optimizer is None:
+            if scheduler_key is not None and isinstance(parser.lr_schedulers[scheduler_key][0], tuple):
+                refuse_scheduler_alone(scheduler_key, scheduler)
+            return
         use_in(self.model, optimizer, scheduler, type(self).configure_optimizers)
 
     def _parser_of_run(self) -> LightningArgumentParser:

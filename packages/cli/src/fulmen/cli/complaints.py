@@ -25,6 +25,7 @@ class Kind(Enum):
     INTERPOLATION = auto()  # ${...} that leads nowhere
     LINKED = auto()  # a value for what is taken from elsewhere
     WRONG_TYPE = auto()
+    SET_TWICE = auto()  # a key that stands in a file once more
     OTHER = auto()
 
 
@@ -39,7 +40,7 @@ class Complaint:
         name: The unknown or missing name, or the file.
         value: The value that was given, as text.
         class_path: The class whose arguments are wrong, or that cannot be had.
-        wanted: What a right value is: types, or a base class.
+        wanted: What a right value is: types, or a base class. Of a key that is set twice: the lines.
     """
 
     kind: Kind
@@ -56,8 +57,8 @@ class Complaint:
         return ".".join(filter(None, [*self.keys, self.name if self.kind is Kind.UNKNOWN_KEY else ""]))
 
 
-class RefusedClassError(Exception):
-    """A class must not stand where it stands; `complaint` tells which, and where."""
+class RefusedValueError(Exception):
+    """A value must not stand where it stands; `complaint` tells which, and where."""
 
     def __init__(self, complaint: Complaint) -> None:
         super().__init__(complaint.text)

@@ -74,6 +74,43 @@ def yaml_problem(arguments: Sequence[str]) -> tuple[str, str] | None:
     return None
 
 
+def key_set_twice(arguments: Sequence[str]) -> tuple[str, str, int, int] | None:
+    """A file that sets a key twice in one mapping, of which YAML keeps the last: the file, the key, and both lines."""
+    import yaml
+
+    for path in _all_files(arguments):
+        try:
+            root = yaml.compose(_content(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except (OSError, ValueError, ImportError, yaml.YAMLError):  # told where the file is read
+            continue
+        found = _set_twice(root, (), set())
+        if found is not None:
+            return path, *found
+    return None
+
+
+def _set_twice(node: Any, above: tuple[str, ...], seen: set[int]) -> tuple[str, int, int] | None:
+    if id(node) in seen:  # an anchor may be named more than once, and inside itself
+        return None
+    seen.add(id(node))
+    if node is None or isinstance(node.value, str):
+        return None
+    lines: dict[str, int] = {}
+    for item in node.value:
+        name, value = item if isinstance(item, tuple) else (None, item)
+        keys = above
+        if name is not None and isinstance(name.value, str):
+            key, line = name.value, name.start_mark.line + 1
+            keys = (*above, key)
+            if key in lines and key != "<<":  # what is merged in may come from several
+                return ".".join(keys), lines[key], line
+            lines[key] = line
+        found = _set_twice(value, keys, seen)
+        if found is not None:
+            return found
+    return None
+
+
 def has_reference(arguments: Sequence[str]) -> bool:
     """Is there a `${...}` among the arguments, or in one of their files?"""
     if any("${" in argument for argument in arguments):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from fulmen.cli.class_sources import classes_in, has_module
-from fulmen.cli.complaints import Complaint, Kind, RefusedClassError, read_complaint
+from fulmen.cli.complaints import Complaint, Kind, RefusedValueError, read_complaint
 from fulmen.cli.config_files import config_files, locate, saved_in, yaml_problem
 from fulmen.cli.faults import fault_in_module, fault_of
 from fulmen.cli.help import known_classes
@@ -36,9 +36,9 @@ def explain(parser: Any, message: str, error: Exception | None) -> NoReturn:
         SystemExit: With code 2; 1 if a module of the user cannot be imported, whose traceback is shown.
     """
     parser = getattr(error, "subcommand_parser", None) or parser
-    complaint = error.complaint if isinstance(error, RefusedClassError) else read_complaint(message)
+    complaint = error.complaint if isinstance(error, RefusedValueError) else read_complaint(message)
     fault = fault_in_module(error)
-    if fault is None and complaint.kind is Kind.NO_CLASS and not isinstance(error, RefusedClassError):
+    if fault is None and complaint.kind is Kind.NO_CLASS and not isinstance(error, RefusedValueError):
         fault = fault_of(complaint.class_path or "")
     if rank_zero_only.rank == 0:
         if fault is not None:
@@ -95,6 +95,8 @@ class _Words:
                 return self._interpolation()
             case Kind.WRONG_TYPE:
                 return self._wrong_type()
+            case Kind.SET_TWICE:
+                return self._set_twice()
         what = _one_line(self.complaint.text).rstrip(".")
         return f"{what}. The arguments were not accepted, and nothing was started. {self._help()}"
 
@@ -313,6 +315,14 @@ class _Words:
             f" Correct {place}, or run `{self.program} --help` for what it means."
         )
 
+    def _set_twice(self) -> str:
+        lines = list(dict.fromkeys(self.complaint.wanted))
+        where = f"line {lines[0]}" if len(lines) == 1 else f"lines {' and '.join(lines)}"
+        return (
+            f"The key {self.complaint.path} stands twice in {self.complaint.name}, in {where}. YAML keeps the last one,"
+            " and the other would be lost. Remove one of them."
+        )
+
     # ---- what there is
 
     def _where(self, keys: Sequence[str]) -> str:
@@ -364,7 +374,10 @@ def _program(parser: Any) -> str:
 
 
 def _nearest(name: str, names: Iterable[str]) -> str | None:
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    """The one that is meant: of those that begin so, if any do."""
+    known = list(names)
+    begun = [one for one in known if name and one.startswith(name)]
+    found = difflib.get_close_matches(name, begun or known, n=1, cutoff=0.0 if begun else 0.6)
     return found[0] if found else None
 
 

@@ -108,6 +108,21 @@ def use_in(
     module.configure_optimizers = MethodType(configure_optimizers, module)  # type: ignore[method-assign]
 
 
+def refuse_scheduler_alone(key: str, scheduler: Any) -> None:
+    """A learning rate scheduler that was named without an optimizer.
+
+    Raises:
+        ConfigurationError: Unless it is None.
+    """
+    if scheduler is not None:
+        name = str(scheduler["class_path"]).rpartition(".")[2]
+        raise ConfigurationError(
+            f"--{key} names {name}, and there is no optimizer whose learning rate it could set. It goes with one that"
+            " the command line names; a model's own configure_optimizers brings schedulers of its own."
+            f" Name the optimizer too, as --optimizer Adam, or leave --{key} out."
+        )
+
+
 def put_together(optimizer: Optimizer, scheduler: Any = None) -> Any:
     """One optimizer and its scheduler, in the form in which `configure_optimizers` returns them."""
     if scheduler is None:

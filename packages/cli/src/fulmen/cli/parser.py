@@ -21,8 +21,8 @@ from jsonargparse import (  # type: ignore[attr-defined]  # __all__ is made at r
 from jsonargparse.typing import class_from_function
 
 from fulmen.cli.allowed import check_classes, given_values
-from fulmen.cli.complaints import RefusedClassError
-from fulmen.cli.config_files import has_reference
+from fulmen.cli.complaints import Complaint, Kind, RefusedValueError
+from fulmen.cli.config_files import has_reference, key_set_twice
 from fulmen.cli.environment import Setting, settings_in
 from fulmen.cli.explain import explain
 from fulmen.cli.help import help_text
@@ -36,6 +36,7 @@ from fulmen.cli.optimizers import (
 )
 from fulmen.cli.written import as_yaml
 from fulmen.fabric.errors import ConfigurationError
+from fulmen.fabric.lazy_face import import_behind
 from fulmen.fabric.optional_packages import is_installed
 from fulmen.fabric.rank_zero import rank_zero_only
 from fulmen.trainer.core.callback import Callback
@@ -307,6 +308,10 @@ class LightningArgumentParser(ArgumentParser):
             sys.exit(0)  # rank zero prints
         if any("://" in argument for argument in arguments) and is_installed("fsspec"):
             set_parsing_settings(config_read_mode_fsspec_enabled=True)
+        if (twice := key_set_twice(arguments)) is not None:
+            path, key, *lines = twice
+            again = Complaint(Kind.SET_TWICE, f"{key} is set twice", (key,), path, wanted=tuple(map(str, lines)))
+            self.error(again.text, RefusedValueError(again))
         if self._subcommands_action is None:
             self._check_classes(given_values(arguments))
             return
@@ -332,8 +337,10 @@ class LightningArgumentParser(ArgumentParser):
             return
         try:
             check_classes(self, values)
-        except RefusedClassError as error:
+        except RefusedValueError as error:
             self.error(str(error), error)
+        except RecursionError:
+            self.error("A value of the configuration contains itself, by an anchor of YAML (&name and *name)")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -413,10 +420,8 @@ def _tell_jsonargparse() -> None:
 
 
 def _import_choices() -> None:
-    for face_name in _FACES:
-        face = importlib.import_module(face_name)
-        for name in face.__all__:
-            getattr(face, name)
+    for face in _FACES:
+        import_behind(face)
 
 
 def _version() -> str:

@@ -6,18 +6,39 @@ import os
 import sys
 import time
 from argparse import SUPPRESS
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from fulmen.cli import plan_command
 from fulmen.cli.cli import ArgsType, LightningCLI
 from fulmen.cli.config_files import import_folders
 from fulmen.cli.parser import LightningArgumentParser
 from fulmen.cli.report import report
+from fulmen.cli.subcommands import InstalledSubcommands, first_line
 from fulmen.fabric.errors import CheckpointError, MisconfigurationException
 from fulmen.fabric.optional_packages import require
 from fulmen.fabric.rank_zero import rank_zero_only
+from fulmen.trainer import Trainer
 
 _CURVES = "curves"
 # By then a launcher has ended this process, if rank zero failed too and said why.
 _OTHERS_WAIT_S = 3.0
+
+
+class _Commands(InstalledSubcommands):
+    """Those of installed packages, and `plan`."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted([*super().__iter__(), plan_command.NAME]))
+
+    def __len__(self) -> int:
+        return super().__len__() + 1
+
+    def __getitem__(self, name: str) -> Any:
+        return plan_command if name == plan_command.NAME else super().__getitem__(name)
+
+    def describe(self, name: str) -> str:
+        return first_line(plan_command) if name == plan_command.NAME else super().describe(name)
 
 
 class AnyModel(LightningCLI):
@@ -57,6 +78,18 @@ class AnyModel(LightningCLI):
         self._curves: bool | None = self.config[self.config["subcommand"]].pop(_CURVES, None)
         if self._curves:
             require("matplotlib", purpose=f"--{_CURVES} draws with it")
+
+    def added_subcommands(self) -> Mapping[str, Any]:
+        """Those of installed packages, and `plan`."""
+        return _Commands(taken=[*self.subcommands(), plan_command.NAME])
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer; to plan, one that needs none of the devices which the configuration asks for."""
+        if self.subcommand == plan_command.NAME:
+            given = self.config_init[self.subcommand]["trainer"].as_dict()
+            arguments, self.planned_devices = plan_command.trainer_arguments(given)
+            kwargs = {**arguments, **kwargs}
+        return super().instantiate_trainer(**kwargs)
 
     def after_fit(self) -> None:
         """Say where the results are."""

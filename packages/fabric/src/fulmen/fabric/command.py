@@ -1,7 +1,8 @@
-"""The command `fulmen-fabric`: run a script on several devices, or make one file of a sharded checkpoint.
+"""The command `fulmen-fabric`: run a script on several devices, make one file of a sharded checkpoint, plan a run.
 
     fulmen-fabric run train.py --devices 2 --precision bf16-mixed
     fulmen-fabric consolidate checkpoints/step-1000.ckpt
+    fulmen-fabric plan train.py:make_module --devices 8 --num-nodes 128 --strategy fsdp
 
 Reading the command line loads no torch: a mistake in it is answered at once.
 """
@@ -17,11 +18,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fulmen.fabric.forecast.command_line import add_plan, print_plan
 from fulmen.fabric.run_flags import VARIABLE, to_variable
 
 # Not read from the registries: they load torch. A test compares.
 ACCELERATORS = ("cpu", "gpu", "cuda", "mps", "tpu", "auto")
-STRATEGIES = ("ddp", "ddp_find_unused_parameters_true", "dp", "fsdp")
+STRATEGIES = (
+    "ddp",
+    "ddp_find_unused_parameters_true",
+    "dp",
+    "deepspeed",
+    "deepspeed_stage_1",
+    "deepspeed_stage_2",
+    "deepspeed_stage_3",
+    "fsdp",
+)
 PRECISIONS = (
     "32-true",
     "16-mixed",
@@ -77,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True, title="commands")
     run_parser, options_of_run = _add_run(commands)
     _add_consolidate(commands)
+    add_plan(commands, tuple(name for name in STRATEGIES if name != "dp"), PRECISIONS, _integer)
     script_arguments: list[str] = []
     if words[:1] == ["run"]:
         ours, script_arguments = _split(words[1:], options_of_run, run_parser)
@@ -84,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(words)
     if given.command == "consolidate":
         _consolidate(given.folder, given.output)
+    if given.command == "plan":
+        sys.exit(print_plan(given))
     _check_places(given, run_parser)
     _run(given, script_arguments)
 

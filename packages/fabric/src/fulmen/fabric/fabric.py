@@ -347,7 +347,9 @@ class Fabric:
         view = ResumableLoader(
             processed, rank=sharing["rank"], world_size=sharing["num_replicas"], repeats=repeats, seed=run_seed()
         )
-        return FabricDataLoader(view, self.device if moves else None)
+        moves_itself = type(self._strategy).batch_to_device is not Strategy.batch_to_device
+        place = self._strategy.batch_to_device if moves_itself else None
+        return FabricDataLoader(view, self.device if moves else None, place)
 
     def backward(self, tensor: Tensor, *args: Any, model: FabricModule | None = None, **kwargs: Any) -> None:
         """`tensor.backward(...)`, with what strategy and precision have to do around it (such as loss scaling).

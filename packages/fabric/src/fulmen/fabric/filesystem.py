@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.types import PathLike
 
 if TYPE_CHECKING:
@@ -101,6 +102,40 @@ def make_dirs(path: PathLike) -> None:
         os.makedirs(local_path(path), exist_ok=True)
     else:
         get_filesystem(path).makedirs(os.fspath(path), exist_ok=True)
+
+
+@contextmanager
+def saying_where(argument: str) -> Iterator[None]:
+    """What cannot be written inside is said with the argument that named the place.
+
+    Raises:
+        ConfigurationError: In place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = f" in {error.filename!r}" if error.filename else ""
+        raise ConfigurationError(
+            f"{argument} names a place that cannot be written. The system says: {error.strerror or error}{where}."
+            " Pass a folder that can be made and written."
+        ) from error
+
+
+def check_writable(folder: PathLike, argument: str) -> None:
+    """Make a folder, and see that files can be made in it; folders of object stores are found out when used.
+
+    Args:
+        folder: The place.
+        argument: As the user named it: "SimpleProfiler(dirpath='p')".
+
+    Raises:
+        ConfigurationError: If that cannot be done.
+    """
+    if is_local(folder):
+        with saying_where(argument):
+            make_dirs(folder)
+            with tempfile.TemporaryFile(dir=local_path(folder)):
+                pass
 
 
 def remove(path: PathLike) -> None:

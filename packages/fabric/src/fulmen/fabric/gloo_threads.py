@@ -16,14 +16,18 @@ On a machine with more work than cores, a moment may be seconds. Seen with torch
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import Final
 
+import torch
 import torch.distributed as dist
 
 _TASKS: Final = "/proc/self/task"
 # As torch names them. The kernel keeps 15 letters.
 _NAME: Final = b"pt_gloo_runloop"
+# torch 2.9 does not: they are called as the process is, and so are others that are asleep, as a rule, when it ends.
+_ARE_NAMED: Final = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 _ASLEEP: Final = b"S"
 _LOOK_EVERY_S: Final = 0.001
 # Where the system tells nothing about threads.
@@ -62,10 +66,13 @@ def come_to_rest(within_s: float = 3.0) -> bool:
 def _threads() -> dict[str, tuple[bytes, bytes]]:
     """Of each of gloo's threads, by its number: its state, and how often it has been put to sleep and woken."""
     found: dict[str, tuple[bytes, bytes]] = {}
+    name = _NAME if _ARE_NAMED else _own_name()
     for number in os.listdir(_TASKS):
+        if not _ARE_NAMED and number == str(threading.get_native_id()):
+            continue
         try:
             with open(f"{_TASKS}/{number}/comm", "rb") as file:
-                if file.read().strip() != _NAME:
+                if file.read().strip() != name:
                     continue
             with open(f"{_TASKS}/{number}/status", "rb") as file:
                 lines = file.read().splitlines()
@@ -74,3 +81,8 @@ def _threads() -> dict[str, tuple[bytes, bytes]]:
         state = next(line.split()[1] for line in lines if line.startswith(b"State:"))
         found[number] = (state, b" ".join(line for line in lines if b"ctxt_switches" in line))
     return found
+
+
+def _own_name() -> bytes:
+    with open("/proc/self/comm", "rb") as file:
+        return file.read().strip()

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+_modules: dict[str, tuple[str, ...]] = {}  # for each face, what its names come from
+
 
 def lazy_face(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` for the `__init__.py` of `package`.
@@ -19,6 +21,7 @@ def lazy_face(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], 
         places: For each public name, the module that holds it, or "module:attribute" where it is called otherwise
             there. A public name must not be the name of a submodule: importing the latter would hide the former.
     """
+    _modules[package] = tuple(dict.fromkeys(place.partition(":")[0] for place in places.values()))
 
     def load(name: str) -> Any:
         if name in places:
@@ -37,6 +40,16 @@ def lazy_face(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], 
         return sorted({*vars(sys.modules[package]), *places})
 
     return load, names
+
+
+def import_behind(face: str) -> None:
+    """Import the modules that the names of a face come from, so that its classes are known by their bases.
+
+    A name that its module makes only when it is asked for, because it needs a slow package, is not made.
+    """
+    importlib.import_module(face)
+    for module in _modules[face]:
+        importlib.import_module(module)
 
 
 def _is_submodule(package: str, name: str) -> bool:

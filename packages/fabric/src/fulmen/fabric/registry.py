@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, overload
 
@@ -31,7 +31,8 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str = "name") -> None:
         self.kind = kind
-        self._entries: dict[str, Entry[T]] = {}
+        self._entries: dict[str, Entry[T] | None] = {}  # None: expected, and not asked for yet
+        self._expected: dict[str, Callable[[Registry[T]], object]] = {}
 
     @overload
     def register(self, name: str, value: T, description: str = "", *, override: bool = False, **preset: Any) -> T: ...
@@ -59,7 +60,7 @@ class Registry(Generic[T]):
         if name in self._entries and not override:
             raise ConfigurationError(
                 f"register({name!r}, ...) names a {self.kind} that is registered already."
-                f" It stands for {self._entries[name].value!r}. Choose another name, or pass override=True."
+                f" It stands for {self[name].value!r}. Choose another name, or pass override=True."
             )
         if value is None:
             value = preset.pop(self.kind, None)
@@ -69,8 +70,29 @@ class Registry(Generic[T]):
                 return self.register(name, value, description, override=override, **preset)
 
             return decorate
+        self._expected.pop(name, None)
         self._entries[name] = Entry(name, value, description, preset)
         return value
+
+    def expect(self, names: Sequence[str], register: Callable[[Registry[T]], object]) -> None:
+        """Know these names from now on, and what they stand for when one of them is asked for.
+
+        So that a class is imported where it is used, and only there.
+
+        Args:
+            names: All names that `register` will register.
+            register: Called once at most, with a registry.
+
+        Raises:
+            ConfigurationError: If a name is taken.
+        """
+        if taken := [name for name in names if name in self]:
+            raise ConfigurationError(
+                f"expect({taken!r}, ...) names a {self.kind} that is registered already."
+                f" It stands for {self[taken[0]].value!r}. Choose another name, or remove that one first."
+            )
+        self._entries.update(dict.fromkeys(names))
+        self._expected.update(dict.fromkeys(names, register))
 
     def get(self, name: str) -> T:
         """The value registered under `name`; raises as `registry[name]` does."""
@@ -91,11 +113,22 @@ class Registry(Generic[T]):
             ConfigurationError: If there is none; lists the nearest names and all names.
         """
         if name in self:
-            return self._entries[name]
+            entry = self._entries[name]
+            return self._expectation_met(name) if entry is None else entry
         near = difflib.get_close_matches(str(name), self._entries, n=3)
         known = ", ".join(map(repr, self._entries)) or "none"
         advice = f"Did you mean {' or '.join(map(repr, near))}?" if near else "Pass one of these names."
         raise ConfigurationError(f"{self.kind}={name!r} is not a registered name. Registered names: {known}. {advice}")
+
+    def _expectation_met(self, name: str) -> Entry[T]:
+        register = self._expected[name]
+        found: Registry[T] = Registry(self.kind)
+        register(found)
+        # Some of these names may have been overridden or removed meanwhile.
+        for other in [other for other, its in self._expected.items() if its is register]:
+            self._entries[other] = found[other]
+            del self._expected[other]
+        return found[name]
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name in self._entries

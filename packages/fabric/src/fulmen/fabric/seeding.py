@@ -127,6 +127,16 @@ def _seed_generators(seed: int) -> None:
     if numpy is not None:
         numpy.random.seed(seed)
     torch.manual_seed(seed)
+    xla = _xla_in_use()
+    if xla is not None:
+        xla.set_rng_state(seed)
+
+
+def _xla_in_use() -> Any:
+    """torch_xla's generator, which torch does not seed; None where its runtime is not running."""
+    # Asking for the state would start the runtime, and a process that has done so cannot fork any more.
+    backend = getattr(sys.modules.get("torch_xla"), "_XLAC", None)
+    return sys.modules["torch_xla.core.xla_model"] if backend and backend._xla_runtime_is_initialized() else None
 
 
 def derive_seed(*parts: int) -> int:
@@ -157,7 +167,7 @@ def pl_worker_init_function(worker_id: int, rank: int | None = None) -> None:
 
 
 def collect_rng_state(include_cuda: bool = True) -> dict[str, Any]:
-    """The state of the global generators: Python, torch, and where they are in use numpy, CUDA and MPS.
+    """The state of the global generators: Python, torch, and where they are in use numpy, CUDA, MPS and XLA.
 
     Made of tensors, lists, numbers and strings: `torch.load(weights_only=True)` takes it.
     """
@@ -176,6 +186,9 @@ def collect_rng_state(include_cuda: bool = True) -> dict[str, Any]:
         state["cuda"] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
         state["mps"] = torch.mps.get_rng_state()
+    xla = _xla_in_use()
+    if xla is not None:
+        state["xla"] = xla.get_rng_state()
     return state
 
 
@@ -196,6 +209,9 @@ def restore_rng_state(state: dict[str, Any]) -> None:
             torch.cuda.set_rng_state(generator.cpu(), index)
     if "mps" in state and torch.backends.mps.is_available():
         torch.mps.set_rng_state(state["mps"].cpu())
+    xla = _xla_in_use()
+    if xla is not None and "xla" in state:
+        xla.set_rng_state(state["xla"])
 
 
 def _as_list(numbers: Any) -> list[int]:

@@ -35,13 +35,11 @@ from fulmen.fabric.errors import (
 from fulmen.fabric.optional_packages import is_installed
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.precision.catalog import make_precision, precision_name
-from fulmen.fabric.precision.fsdp import FSDPPrecision
 from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.fabric.registry import Registry
 from fulmen.fabric.strategies.base import Strategy
+from fulmen.fabric.strategies.capabilities import MakesPrecision
 from fulmen.fabric.strategies.catalog import STRATEGY_REGISTRY
-from fulmen.fabric.strategies.dp import DataParallelStrategy
-from fulmen.fabric.strategies.fsdp import FSDPStrategy
 from fulmen.fabric.strategies.parallel import ParallelStrategy
 from fulmen.fabric.strategies.single_device import SingleDeviceStrategy
 
@@ -105,13 +103,13 @@ def select(
     wanted = None if given.precision else precision_name(precision, caller)
 
     chosen = _choose_accelerator(accelerator, strategy, caller)
-    environment = _choose_environment(strategy, given)
+    environment = _choose_environment(strategy, given, chosen)
     on_node = _choose_devices(chosen, devices, strategy, environment, caller)
     built = (
         strategy if isinstance(strategy, Strategy) else _build_strategy(strategy, on_node, num_nodes, registry, caller)
     )
     _check_strategy_fits(built, chosen, on_node, strategy, caller)
-    if isinstance(built, DataParallelStrategy):
+    if _has_one_process(built):
         _check_one_process(environment, num_nodes, caller)
     elif environment.creates_processes_externally:
         environment.validate_settings(num_devices=len(on_node), num_nodes=num_nodes)
@@ -121,9 +119,16 @@ def select(
         built.checkpoint_io = given.checkpoint_io
     if given.precision is not None:
         built.precision = given.precision
+    elif not _has_own(built, "precision") and isinstance(built, MakesPrecision):
+        flag = f"{caller}(precision={precision!r})"
+        built.precision = built.make_precision(None if precision is None else wanted, flag)
     elif not _has_own(built, "precision"):
         made = make_precision(wanted or "32-true", on_node[0].type, caller)
-        built.precision = _sharded_precision(made, on_node[0].type, caller) if isinstance(built, FSDPStrategy) else made
+        try:
+            built.precision = built.adapt_precision(made, on_node[0].type)
+        except ConfigurationError as error:
+            flags = f"strategy={type(built).__name__}, precision=..."
+            raise type(error)(f"{caller}({flags}): {error}") from error
     _check_precision_fits(built.precision, on_node[0].type, caller)
     if isinstance(built, ParallelStrategy):
         built.parallel_devices = on_node
@@ -131,13 +136,6 @@ def select(
         built.num_nodes = num_nodes
     _check_interactive(built, strategy, caller)
     return Selection(built, chosen, built.precision, environment, tuple(on_node), num_nodes)
-
-
-def _sharded_precision(precision: Precision, device_type: str, caller: str) -> FSDPPrecision:
-    try:
-        return FSDPPrecision(precision.precision, device=device_type)  # type: ignore[arg-type]  # checked there
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{caller}(strategy=FSDPStrategy, precision=...): {error}") from error
 
 
 def _check_num_nodes(num_nodes: object, caller: str) -> None:
@@ -279,9 +277,18 @@ def _own_devices(strategy: str | Strategy) -> list[torch.device]:
     return []
 
 
-def _choose_environment(strategy: str | Strategy, given: _Plugins) -> ClusterEnvironment:
+def _has_one_process(strategy: str | Strategy) -> bool:
+    """Does one process use all devices?"""
+    return isinstance(strategy, ParallelStrategy) and not strategy.is_distributed
+
+
+def _choose_environment(strategy: str | Strategy, given: _Plugins, accelerator: Accelerator) -> ClusterEnvironment:
     if given.environment is not None:
         return given.environment
+    if accelerator.name() == "tpu":
+        from fulmen.fabric.environments.xla import XLAEnvironment
+
+        return XLAEnvironment()
     if isinstance(strategy, ParallelStrategy) and strategy.cluster_environment is not None:
         return strategy.cluster_environment
     return detect_environment()
@@ -300,8 +307,8 @@ def _choose_devices(
     count: Any = devices
     if devices == "auto":
         # Who started the processes has decided how many run here, and need not say so again.
-        has_one_process = strategy == "dp" or isinstance(strategy, DataParallelStrategy)
-        count = (None if has_one_process else environment.local_world_size()) or accelerator.auto_device_count()
+        started = None if strategy == "dp" or _has_one_process(strategy) else environment.local_world_size()
+        count = started or accelerator.auto_device_count()
     try:
         found: list[torch.device] = accelerator.get_parallel_devices(accelerator.parse_devices(count))
     except MisconfigurationException as error:
@@ -324,10 +331,13 @@ def _build_strategy(
 ) -> Strategy:
     is_parallel = len(devices) > 1 or num_nodes > 1
     if name == "auto":
-        if not is_parallel:
+        if devices[0].type == "xla":
+            name = "xla" if is_parallel else "single_xla"
+        elif not is_parallel:
             return SingleDeviceStrategy(devices[0])
-        # A notebook cannot be run again as a script.
-        name = "ddp_notebook" if _is_interactive() else "ddp"
+        else:
+            # A notebook cannot be run again as a script.
+            name = "ddp_notebook" if _is_interactive() else "ddp"
     if name == "dp" and devices[0].type == "cpu":
         name = "ddp_notebook" if _is_interactive() else "ddp"
         rank_zero_warn(
@@ -354,11 +364,17 @@ def _check_strategy_fits(
             f"{caller}(strategy={shown}) runs on one device, and {len(devices)} devices are asked for."
             " The others would have nothing to do. Pass strategy='auto', or devices=1."
         )
-    # None of ours is made for XLA; one of the user's may be.
-    if devices[0].type == "xla" and type(built).__module__.startswith("fulmen."):
+    needed, found = built.device_type, devices[0].type
+    if needed is not None and needed != found:
+        raise ConfigurationError(
+            f"{caller}(strategy={shown}) cannot run on devices of type {found!r}. It is made for {needed!r}."
+            f" Pass accelerator={accelerator_for(needed)!r}, or strategy='auto'."
+        )
+    # Others of ours are not made for XLA; one of the user's may be.
+    if found == "xla" and needed is None and type(built).__module__.startswith("fulmen."):
         raise ConfigurationError(
             f"{caller}(strategy={shown}) cannot run on XLA devices. Their operations are collected and compiled, which"
-            " a strategy has to know. Pass a Strategy object of your own that does, or accelerator='cpu'."
+            " a strategy has to know. Pass strategy='auto', 'xla' or 'xla_fsdp', or accelerator='cpu'."
         )
     if isinstance(built, ParallelStrategy) and accelerator.name() == "mps":
         raise ConfigurationError(

@@ -3,6 +3,9 @@
 ```python
 def test_my_module_can_be_sharded():
     assert_parity(MyModule, batches, loss=lambda model, batch: model(batch).mean(), strategy="fsdp", devices=2)
+
+def test_my_plan_fits_every_mesh_of_four_processes():
+    assert_parity(MyModule, batches, loss, strategy=meshes(4, {"up": "column", "down": "row"}), devices=4)
 ```
 """
 
@@ -30,8 +33,13 @@ from fulmen.fabric.launchers.script import ScriptLauncher
 from fulmen.fabric.launchers.spawn import SpawnLauncher
 from fulmen.fabric.seeding import isolate_rng
 from fulmen.fabric.strategies.base import Strategy
+from fulmen.fabric.strategies.capabilities import SetsUpTogether
+from fulmen.fabric.strategies.mesh_axes import DATA, REPLICATE, TENSOR, every_mesh
+from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy
 from fulmen.fabric.strategies.parallel import ParallelStrategy
+from fulmen.fabric.strategies.plan import Plan
 from fulmen.fabric.trees import convert_tensors, leaves, map_tensors, move_data_to_device
+from fulmen.fabric.wrappers import unwrap
 
 _SHOWN = 12  # lines of a report, before "and so on"
 
@@ -42,7 +50,7 @@ def assert_parity(
     loss: Callable[[nn.Module, Any], Tensor],
     *,
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
-    strategy: str | Strategy | Callable[[], Strategy] = "ddp",
+    strategy: str | Strategy | Callable[[], Strategy] | Mapping[str, Strategy] = "ddp",
     devices: int | str | list[int] = 2,
     accelerator: str | Accelerator = "cpu",
     accumulate: int = 1,
@@ -52,6 +60,7 @@ def assert_parity(
     dtype: torch.dtype | None = torch.float64,
     seed: int = 0,
     start_method: Literal["fork", "spawn", "forkserver"] | None = None,
+    each_step: bool = True,
 ) -> None:
     """Train a module under a strategy, in real processes, and plainly in one; after every step, compare the weights.
 
@@ -61,10 +70,12 @@ def assert_parity(
     Args:
         module: Builds the module, or is one. Built anew, after the same seed, in every process.
         batches: Nested tensors whose first axis counts samples, for all processes together.
-        loss: Of model and batch; the mean over the samples.
+        loss: Of model and batch; the mean over the samples, and with context parallel over the sequence too, which is
+            the second axis.
         optimizer: Of the parameters, such as `partial(torch.optim.Adam, lr=0.1)`. By default SGD with momentum, which
             sees the size of gradients; Adam does not.
-        strategy: A name, an object, or what builds one.
+        strategy: A name, an object, or what builds one. Or several by names of your own, as from `meshes`: one after
+            the other in the same processes, which is faster.
         devices, accelerator: As for `Fabric`.
         accumulate: Batches per optimizer step; all but the last of them without exchanging gradients.
         max_norm, clip_val: Clip the gradients, by their norm or each value.
@@ -73,6 +84,7 @@ def assert_parity(
         seed: Before the module is built.
         start_method: How to start processes where the strategy would run the script again. By default "fork", which
             takes lambdas and local functions too; "spawn" where CUDA is in use.
+        each_step: Compare after every step; False only after the last, which is faster with many processes.
 
     Raises:
         AssertionError: Weights differ; says which, since which step, by how much, and on which rank.
@@ -89,16 +101,61 @@ def assert_parity(
         tolerance=tolerance,
         dtype=dtype,
         seed=seed,
+        each_step=each_step,
     )
     plan.check()
     _check_alone()
-    chosen = copy.deepcopy(strategy) if isinstance(strategy, str | Strategy) else strategy()
+    chosen = _chosen(strategy)
     with isolate_rng():
-        fabric = Fabric(accelerator=accelerator, strategy=chosen, devices=devices)
-        differences = _launch(fabric, plan, start_method)
-    if differences:
-        shown = repr(strategy) if isinstance(strategy, str) else type(chosen).__name__
-        raise AssertionError(_report(differences, plan, f"{shown} on {devices} devices"))
+        fabrics = [Fabric(accelerator=accelerator, strategy=one, devices=devices) for one in chosen.values()]
+        found = _launch(fabrics, plan, start_method)
+    reports = [
+        _report(differences, plan, f"{name} on {devices} devices")
+        for name, differences in zip(chosen, found, strict=True)
+        if differences
+    ]
+    if reports:
+        raise AssertionError("\n".join(reports))
+
+
+def meshes(
+    num_processes: int, plan: Mapping[str, Any], *, largest_tensor_parallel_size: int | None = None
+) -> dict[str, Strategy]:
+    """A `ModelParallelStrategy` for every mesh that so many processes can form, for `assert_parity`.
+
+    Args:
+        num_processes: How many processes.
+        plan: As for `ModelParallelStrategy`. Where it splits no tensors, no mesh has a tensor axis; where it splits
+            sequences, there is every context too.
+        largest_tensor_parallel_size: Leave out what splits tensors over more processes, as where heads do not divide.
+    """
+    found: dict[str, Strategy] = {}
+    named = Plan(plan)
+    for sizes in every_mesh(num_processes):
+        tensors = sizes.of(TENSOR)
+        if tensors > 1 and (not named.splits_tensors or tensors > (largest_tensor_parallel_size or tensors)):
+            continue
+        for context in range(1, sizes.of(DATA) + 1 if named.splits_sequences else 2):
+            if sizes.of(DATA) % context:
+                continue
+            shown = [f"{axis} {sizes.of(axis)}" for axis in sizes.names] + [f"context {context}"] * (context > 1)
+            found[" x ".join(shown)] = ModelParallelStrategy(
+                plan=plan,
+                replicate_size=sizes.of(REPLICATE),
+                data_parallel_size=sizes.of(DATA),
+                tensor_parallel_size=tensors,
+                context_parallel_size=context,
+            )
+    return found
+
+
+def _chosen(strategy: str | Strategy | Callable[[], Strategy] | Mapping[str, Strategy]) -> dict[str, str | Strategy]:
+    if isinstance(strategy, Mapping):
+        return {name: copy.deepcopy(one) for name, one in strategy.items()}
+    if isinstance(strategy, str):
+        return {repr(strategy): strategy}
+    one = copy.deepcopy(strategy) if isinstance(strategy, Strategy) else strategy()
+    return {type(one).__name__: one}
 
 
 @dataclass(frozen=True)
@@ -115,6 +172,7 @@ class _Plan:
     tolerance: float
     dtype: torch.dtype | None
     seed: int
+    each_step: bool
 
     @property
     def num_steps(self) -> int:
@@ -159,22 +217,31 @@ def _check_alone() -> None:
         )
 
 
-def _launch(fabric: Fabric, plan: _Plan, start_method: Any) -> list[_Difference]:
-    launcher = fabric.strategy.launcher
-    if launcher is None or not isinstance(launcher, ScriptLauncher):
-        found: list[_Difference] = fabric.launch(_train, plan)
-        return found
+def _launch(fabrics: list[Fabric], plan: _Plan, start_method: Any) -> list[list[_Difference]]:
+    """The differences under each strategy."""
+    first = fabrics[0].strategy
+    if len(fabrics) == 1 and not isinstance(first.launcher, ScriptLauncher):
+        return [fabrics[0].launch(_train, plan)]
+    for fabric in fabrics:
+        if not isinstance(fabric.strategy.launcher, ScriptLauncher):
+            raise ConfigurationError(
+                f"assert_parity(strategy={{...}}) holds a {type(fabric.strategy).__name__} that starts its processes by"
+                " itself, or none. Several strategies share the same processes. Pass it alone, without a dictionary."
+            )
     # The script that runs now is somebody's test: it is not run again. The processes are started here, and the
-    # strategy sees that they are there.
+    # strategies see that they are there.
     if start_method is None:
         can_fork = "fork" in multiprocessing.get_all_start_methods() and not torch.cuda.is_initialized()
         start_method = "fork" if can_fork else "spawn"
-    strategy = fabric.strategy
-    num_processes = strategy.num_processes if isinstance(strategy, ParallelStrategy) else 1
-    environment = getattr(strategy, "cluster_environment", None) or LightningEnvironment()
+    num_processes = first.num_processes if isinstance(first, ParallelStrategy) else 1
+    environment = getattr(first, "cluster_environment", None) or LightningEnvironment()
     processes = SpawnLauncher(environment, num_processes, start_method=start_method)
-    found = processes.launch(fabric.launch, _train, plan)
+    found: list[list[_Difference]] = processes.launch(_train_each, fabrics, plan)
     return found
+
+
+def _train_each(fabrics: list[Fabric], plan: _Plan) -> list[list[_Difference]]:
+    return [fabric.launch(_train, plan) for fabric in fabrics]
 
 
 def _train(fabric: Fabric, plan: _Plan) -> list[_Difference]:
@@ -189,8 +256,7 @@ def _train_both(fabric: Fabric, plan: _Plan) -> list[_Difference]:
     plain = _build(plan).to(fabric.device)
     plain_optimizer = plan.optimizer(plain.parameters())
     before = {name: value.clone() for name, value in _weights(plain).items()}
-    model = fabric.setup_module(_build(plan))
-    optimizer = fabric.setup_optimizers(plan.optimizer(model.parameters()))
+    model, optimizer = _set_up(fabric, _build(plan), plan)
 
     found: dict[str, _Difference] = {}
     for step in range(plan.num_steps):
@@ -199,8 +265,11 @@ def _train_both(fabric: Fabric, plan: _Plan) -> list[_Difference]:
             batch = batch if plan.dtype is None else convert_tensors(batch, plan.dtype)
             # With every process on the same samples, there may be nothing to exchange.
             waits = place < plan.accumulate - 1 and _shares(fabric.strategy)[0] > 1
+            mine = _cut(batch, *_shares(fabric.strategy))
+            if isinstance(fabric.strategy, ModelParallelStrategy):
+                mine = fabric.strategy.part_of_sequence(mine)
             with fabric.no_backward_sync(model) if waits else nullcontext():
-                fabric.backward(plan.loss(model, _cut(batch, *_shares(fabric.strategy))) / plan.accumulate)
+                fabric.backward(plan.loss(model, mine) / plan.accumulate)
             (plan.loss(plain, batch) / plan.accumulate).backward()
         if plan.max_norm is not None:
             fabric.clip_gradients(model, optimizer, max_norm=plan.max_norm)
@@ -211,7 +280,11 @@ def _train_both(fabric: Fabric, plan: _Plan) -> list[_Difference]:
         for one in (optimizer, plain_optimizer):
             one.step()
             one.zero_grad()
-        for difference in _compare(_weights(model), _weights(plain), plan.tolerance, fabric.global_rank, step):
+        if not plan.each_step and step < plan.num_steps - 1:
+            continue
+        for difference in _compare(
+            _weights_of(fabric, model), _weights(plain), plan.tolerance, fabric.global_rank, step
+        ):
             found.setdefault(difference.name, difference)
     if all(torch.equal(value, before[name]) for name, value in _weights(plain).items()):
         raise ConfigurationError(
@@ -221,6 +294,19 @@ def _train_both(fabric: Fabric, plan: _Plan) -> list[_Difference]:
             " not 0."
         )
     return list(found.values())
+
+
+def _set_up(fabric: Fabric, module: nn.Module, plan: _Plan) -> Any:
+    if isinstance(fabric.strategy, SetsUpTogether) and fabric.strategy.sets_up_together():
+        return fabric.setup(module, plan.optimizer(module.parameters()))
+    model = fabric.setup_module(module)
+    return model, fabric.setup_optimizers(plan.optimizer(model.parameters()))
+
+
+def _weights_of(fabric: Fabric, model: Any) -> dict[str, Tensor]:
+    if isinstance(fabric.strategy, SetsUpTogether):  # what runs the module says what its weights are
+        return fabric.strategy.get_module_state_dict(unwrap(model))
+    return _weights(model)
 
 
 def _build(plan: _Plan) -> nn.Module:
@@ -295,7 +381,8 @@ def _report(differences: Sequence[_Difference], plan: _Plan, what: str) -> str:
         for of_one in totals
     )
     lines = [f"{what}: the weights are not those of one process (allowed difference {plan.tolerance:g})."]
-    lines.append(f"They differ since step {first} of {plan.num_steps}; rank {ranks[0]}, with the step of each:")
+    since = "since step" if plan.each_step else "after step"
+    lines.append(f"They differ {since} {first} of {plan.num_steps}; rank {ranks[0]}, with the step of each:")
     width = max(len(difference.name) for difference in of_rank[:_SHOWN])
     lines += [f"  step {one.step}  {one.name:{width}}  {one.message}" for one in of_rank[:_SHOWN]]
     if len(of_rank) > _SHOWN:

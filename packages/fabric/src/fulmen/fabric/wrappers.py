@@ -345,12 +345,18 @@ class FabricDataLoader:
     All attributes of the view and of the user's loader are there, `set_epoch` and `state_dict` among them.
     """
 
-    def __init__(self, dataloader: Iterable[Any], device: torch.device | None = None) -> None:
-        """Wrap; with `device`, each batch is moved there."""
+    def __init__(
+        self,
+        dataloader: Iterable[Any],
+        device: torch.device | None = None,
+        place: Callable[[Any], Any] | None = None,
+    ) -> None:
+        """Wrap; with `device`, each batch is moved there: by `place`, if a strategy has a way of its own."""
         self._view = dataloader if isinstance(dataloader, ResumableLoader) else ResumableLoader(dataloader)
         self._device = device
         # Host memory is where loaders put their batches: on CPU there is nothing to move.
-        self._moves = device is not None and device.type != "cpu"
+        self._moves = device is not None and (place is not None or device.type != "cpu")
+        self._place = partial(move_to_device, device=device or "cpu") if place is None else place
 
     @property
     def device(self) -> torch.device | None:
@@ -364,7 +370,7 @@ class FabricDataLoader:
         batches = iter(self._view)
         if self._device is None or not self._moves:
             return batches
-        return map(partial(move_to_device, device=self._device), batches)
+        return map(self._place, batches)
 
     def __getattr__(self, name: str) -> Any:
         view = self.__dict__.get("_view")

@@ -178,7 +178,7 @@ def _set_up(context: RunContext, plan: Plan) -> None:
         own = restore.own_state(checkpoint)
         restore.restore_training(context, checkpoint, partial(_load_loops, plan, own))
         if own.get("metrics"):
-            metrics.load_state_dict(share_of(own["metrics"], strategy.global_rank, strategy.world_size))
+            metrics.load_state_dict(share_of(own["metrics"], *strategy.own_values))
         checkpoint.clear()  # tensors that nobody needs any more
     strategy.barrier("run")
 

@@ -15,15 +15,17 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from fulmen.fabric.errors import CheckpointError, ConfigurationError, MisconfigurationException
+from fulmen.fabric.loggers.csv import MetricsFile
+from fulmen.fabric.loggers.waiting_rows import read_waiting_rows
 from fulmen.fabric.optional_packages import require
 from fulmen.trainer.checkpoint.kept import Kept, best_in
 
 PICTURE_NAME = "curves.png"
-_METRICS_NAME = "metrics.csv"
 
 # Blue, orange and green that people with any colour vision tell apart (Okabe and Ito, https://jfly.uni-koeln.de/color).
 _COLOURS = {"train": "#0072B2", "val": "#D55E00", "test": "#009E73", "": "#0072B2"}
@@ -71,11 +73,11 @@ def plot_metrics(csv_path_or_run_dir: str | Path, png_path: str | Path | None = 
     """
     source = Path(csv_path_or_run_dir)
     if source.is_dir():
-        source = source / _METRICS_NAME
+        source = source / MetricsFile.NAME_METRICS_FILE
     if not source.is_file():
         raise ConfigurationError(
-            f"plot_metrics({str(csv_path_or_run_dir)!r}) finds no metrics. It reads {_METRICS_NAME!r}, which"
-            f" CSVLogger writes, and there is no file {str(source)!r}. Pass the folder of a run, or the file itself."
+            f"plot_metrics({str(csv_path_or_run_dir)!r}) finds no metrics. It reads {MetricsFile.NAME_METRICS_FILE!r},"
+            f" which CSVLogger writes, and there is no file {str(source)!r}. Pass the folder of a run, or the file."
         )
     curves, epochs = read_curves(source)
     if not curves:
@@ -93,7 +95,9 @@ def read_curves(csv_path: Path) -> tuple[list[Curve], dict[int, int]]:
     found: dict[str, Curve] = {}
     epochs: dict[int, int] = {}
     with open(csv_path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
+        table = csv.DictReader(file)
+        waiting = read_waiting_rows(str(csv_path.with_name(MetricsFile.NAME_WAITING_FILE)), table.fieldnames or ())
+        for row in chain(table, waiting):
             step = _number(row.get("step"))
             if step is None:
                 continue
@@ -319,10 +323,10 @@ def _title(run_dir: Path) -> str:
     return f"{full.parent.name}/{full.name}" if full.parent.name else full.name
 
 
-def _number(text: str | None) -> float | None:
+def _number(cell: Any) -> float | None:
     try:
-        return float(text) if text not in (None, "") else None
-    except ValueError:
+        return float(cell) if cell not in (None, "") else None
+    except (TypeError, ValueError):
         return None
 
 

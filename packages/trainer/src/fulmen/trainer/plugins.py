@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from fulmen.fabric.checkpoint_io.background import AsyncCheckpointIO as AsyncCheckpointIO
     from fulmen.fabric.checkpoint_io.base import CheckpointIO as CheckpointIO
     from fulmen.fabric.checkpoint_io.torch import TorchCheckpointIO as TorchCheckpointIO
+    from fulmen.fabric.checkpoint_io.xla import XLACheckpointIO as XLACheckpointIO
     from fulmen.fabric.environments.base import ClusterEnvironment as ClusterEnvironment
     from fulmen.fabric.environments.default import LightningEnvironment as LightningEnvironment
     from fulmen.fabric.environments.kubeflow import KubeflowEnvironment as KubeflowEnvironment
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
     from fulmen.fabric.environments.xla import XLAEnvironment as XLAEnvironment
     from fulmen.fabric.precision.base import Precision as Precision
     from fulmen.fabric.precision.bitsandbytes import BitsandbytesPrecision as BitsandbytesPrecision
+    from fulmen.fabric.precision.deepspeed import DeepSpeedPrecision as DeepSpeedPrecision
     from fulmen.fabric.precision.double import DoublePrecision as DoublePrecision
     from fulmen.fabric.precision.fsdp import FSDPPrecision as FSDPPrecision
     from fulmen.fabric.precision.half import HalfPrecision as HalfPrecision
     from fulmen.fabric.precision.mixed import MixedPrecision as MixedPrecision
+    from fulmen.fabric.precision.torchao import TorchAOPrecision as TorchAOPrecision
     from fulmen.fabric.precision.transformer_engine import TransformerEnginePrecision as TransformerEnginePrecision
+    from fulmen.fabric.precision.xla import XLAPrecision as XLAPrecision
     from fulmen.trainer.strategies.layer_sync import LayerSync as LayerSync
     from fulmen.trainer.strategies.layer_sync import TorchSyncBatchNorm as TorchSyncBatchNorm
 
@@ -30,10 +34,13 @@ _WHERE = {
     # precision
     "Precision": "fulmen.fabric.precision.base",
     "BitsandbytesPrecision": "fulmen.fabric.precision.bitsandbytes",
+    "DeepSpeedPrecision": "fulmen.fabric.precision.deepspeed",
     "DoublePrecision": "fulmen.fabric.precision.double",
     "HalfPrecision": "fulmen.fabric.precision.half",
     "MixedPrecision": "fulmen.fabric.precision.mixed",
+    "TorchAOPrecision": "fulmen.fabric.precision.torchao",
     "TransformerEnginePrecision": "fulmen.fabric.precision.transformer_engine",
+    "XLAPrecision": "fulmen.fabric.precision.xla",
     "FSDPPrecision": "fulmen.fabric.precision.fsdp",
     # environments
     "ClusterEnvironment": "fulmen.fabric.environments.base",
@@ -48,6 +55,7 @@ _WHERE = {
     "CheckpointIO": "fulmen.fabric.checkpoint_io.base",
     "TorchCheckpointIO": "fulmen.fabric.checkpoint_io.torch",
     "AsyncCheckpointIO": "fulmen.fabric.checkpoint_io.background",
+    "XLACheckpointIO": "fulmen.fabric.checkpoint_io.xla",
     # layers
     "LayerSync": "fulmen.trainer.strategies.layer_sync",
     "TorchSyncBatchNorm": "fulmen.trainer.strategies.layer_sync",

@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from fulmen.fabric.filesystem import is_local
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.selection import Selection
 from fulmen.trainer.callbacks.checkpoint import Checkpoint
-from fulmen.trainer.callbacks.early_stopping import EarlyStopping
 from fulmen.trainer.callbacks.progress_bar import ProgressBar
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.datamodule import LightningDataModule
@@ -34,6 +33,9 @@ from fulmen.trainer.run.settings import Settings
 from fulmen.trainer.run.state import RunState
 from fulmen.trainer.stages import EntryPoint, Stage, Status
 from fulmen.trainer.strategies.base import Strategy
+
+if TYPE_CHECKING:
+    from fulmen.trainer.callbacks.early_stopping import EarlyStopping
 
 
 def _runs(stage: Stage, doc: str) -> Any:
@@ -153,12 +155,13 @@ class TrainerProperties(TrainerFlags):
     def num_val_batches(self) -> list[int | float]:
         """Batches of each validation loader."""
         loop = self.validate_loop if self.state.fn is EntryPoint.VALIDATE else self.fit_loop.val_loop
-        return loop.max_batches
+        return loop.max_batches or loop.known_batches  # in the sanity check it is another loop that runs
 
     @property
     def num_sanity_val_batches(self) -> list[int | float]:
         """Batches of each validation loader in the sanity check."""
-        return num_sanity_batches(self.num_sanity_val_steps, self.fit_loop.val_loop.max_batches)
+        loop = self.fit_loop.val_loop
+        return num_sanity_batches(self.num_sanity_val_steps, loop.max_batches or loop.known_batches)
 
     @property
     def num_test_batches(self) -> list[int | float]:
@@ -318,12 +321,14 @@ class TrainerProperties(TrainerFlags):
         return next(iter(self.checkpoint_callbacks), None)
 
     @property
-    def early_stopping_callbacks(self) -> list[EarlyStopping]:
+    def early_stopping_callbacks(self) -> "list[EarlyStopping]":
         """The callbacks that stop early."""
+        from fulmen.trainer.callbacks.early_stopping import EarlyStopping
+
         return [callback for callback in self.callbacks if isinstance(callback, EarlyStopping)]
 
     @property
-    def early_stopping_callback(self) -> EarlyStopping | None:
+    def early_stopping_callback(self) -> "EarlyStopping | None":
         """The first of them."""
         return next(iter(self.early_stopping_callbacks), None)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from fulmen.fabric.accelerators.base import Accelerator
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
 from fulmen.fabric.environments.base import ClusterEnvironment
+from fulmen.fabric.forecast.figures import Forecast
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.rank_zero import rank_zero_info
 from fulmen.trainer import lifecycle
@@ -33,6 +34,7 @@ from fulmen.trainer.core.datamodule import LightningDataModule
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.data.sources import RunData
 from fulmen.trainer.errors import ConfigurationError
+from fulmen.trainer.forecast import forecast_of_fit
 from fulmen.trainer.hooks.dispatch import Hooks
 from fulmen.trainer.loggers.base import Logger
 from fulmen.trainer.loops.evaluate import EvaluateLoop, Results
@@ -348,6 +350,30 @@ class Trainer(TrainerProperties):
             )
         self._save(self._dump(weights_only=bool(weights_only)), filepath, storage_options)
 
+    def plan(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any | LightningDataModule | None = None,
+        datamodule: LightningDataModule | None = None,
+        *,
+        devices: int | None = None,
+        num_nodes: int | None = None,
+    ) -> Forecast:
+        """What a fit would take: mesh, shards, memory, collectives, steps, warnings. Nothing is trained or launched.
+
+        Print it for a table of 80 columns; `as_dict()` is for JSON.
+
+        Args:
+            model: The module; it is not changed. A large one is best made in `configure_model`, or on the meta device.
+            train_dataloaders, datamodule: As in `fit`; one batch is taken, of which only shapes and types count.
+            devices, num_nodes: In the place of this Trainer's: how many on each machine, and machines. They need not
+                exist.
+
+        Raises:
+            ConfigurationError: If the strategy is of a kind that cannot be forecast, or does not fit.
+        """
+        return forecast_of_fit(self, model, train_dataloaders, datamodule, devices, num_nodes)
+
     def init_module(self, empty_init: bool | None = None) -> AbstractContextManager[Any]:
         """A context in which a module is built on the device and in the precision of this Trainer at once.
 
@@ -403,6 +429,8 @@ class Trainer(TrainerProperties):
         check_path(ckpt_path, entry)
         attach_data(self.context.data, module, entry, loaders, datamodule)
         check_entry_point(module, self.context.data, entry, self.settings)
+        if entry is EntryPoint.FIT:
+            self.strategy.check_fit(module, self.settings)
         tell_of_run(self.settings, entry, module, self.callbacks)
         is_given = model is not None
         choice = choose_checkpoint(self, entry, ckpt_path, model_given=is_given, requeue=self._requeue)
@@ -461,7 +489,8 @@ class Trainer(TrainerProperties):
         }
 
     def _load_loops(self, saved: Mapping[str, Any], own: dict[str, Any]) -> None:
-        legacy.read_fit(self.fit_loop.counts, saved["fit_loop"])
+        # One that has ended inside an epoch goes on there.
+        legacy.read_fit(self.fit_loop.counts, (own.get("cut") or saved)["fit_loop"])
         for name in ("validate_loop", "test_loop", "predict_loop"):
             legacy.read_evaluation(getattr(self, name).counts, saved[name])
         self.fit_loop.restored = own

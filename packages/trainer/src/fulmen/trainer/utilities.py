@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from fulmen.fabric.accelerators.out_of_memory import is_cudnn_snafu as is_cudnn_snafu
     from fulmen.fabric.accelerators.out_of_memory import is_oom_error as is_oom_error
     from fulmen.fabric.accelerators.out_of_memory import is_out_of_cpu_memory as is_out_of_cpu_memory
+    from fulmen.fabric.checkpoint_io.deepspeed_folder import (
+        convert_zero_checkpoint_to_fp32_state_dict as convert_zero_checkpoint_to_fp32_state_dict,
+    )
+    from fulmen.fabric.checkpoint_io.deepspeed_folder import ds_checkpoint_dir as ds_checkpoint_dir
     from fulmen.fabric.data.length import suggested_max_num_workers as suggested_max_num_workers
     from fulmen.fabric.enums import LightningEnum as LightningEnum
     from fulmen.fabric.errors import MisconfigurationException as MisconfigurationException
@@ -160,6 +164,8 @@ _WHERE = {
     "get_human_readable_count": "fulmen.trainer.summary.table",
     # measurements and the machine
     "measure_flops": "fulmen.fabric.measure.throughput",
+    "convert_zero_checkpoint_to_fp32_state_dict": "fulmen.fabric.checkpoint_io.deepspeed_folder",
+    "ds_checkpoint_dir": "fulmen.fabric.checkpoint_io.deepspeed_folder",
     "is_shared_filesystem": "fulmen.fabric.strategies.shared_filesystem",
     # models
     "get_torchvision_model": "fulmen.trainer.demos.vision",

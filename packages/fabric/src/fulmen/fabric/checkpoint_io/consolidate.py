@@ -16,6 +16,7 @@ from torch import Tensor
 from fulmen.fabric.checkpoint_io.commit import storage_failures
 from fulmen.fabric.checkpoint_io.nested import unflatten
 from fulmen.fabric.checkpoint_io.sharded_folder import ShardedFolder
+from fulmen.fabric.checkpoint_io.sharded_names import is_deepspeed
 from fulmen.fabric.checkpoint_io.torch import TorchCheckpointIO
 from fulmen.fabric.filesystem import UPLOAD_NAME, is_local, local_path, make_dirs, temporary_beside
 from fulmen.fabric.types import PathLike
@@ -31,12 +32,18 @@ def consolidate(folder: PathLike, output: PathLike) -> None:
     The tensors are collected in a temporary file beside `output`, not in memory; it needs room for two copies there.
 
     Args:
-        folder: What `save_sharded`, `torch.distributed.checkpoint.save` or Lightning wrote.
+        folder: What `save_sharded`, `torch.distributed.checkpoint.save` or Lightning wrote, or DeepSpeed. Of the last,
+            the weights and what the run saved beside: 32 bit, and in memory.
         output: The file. One that is there is replaced when the new one is whole.
 
     Raises:
         CheckpointNotFoundError, CheckpointDamagedError, CheckpointError: As `load_sharded`, and if the storage fails.
     """
+    if is_deepspeed(folder):
+        from fulmen.fabric.checkpoint_io.deepspeed_folder import convert_zero_checkpoint_to_fp32_state_dict
+
+        convert_zero_checkpoint_to_fp32_state_dict(folder, output)
+        return
     sharded = ShardedFolder(folder)
     described = sharded.metadata.state_dict_metadata
     names = sharded.names()

@@ -12,25 +12,15 @@ Folders of `torch.distributed.checkpoint` and of Lightning are read too; they ha
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
-from fulmen.fabric.checkpoint_io.exchange import restore_replaced
 from fulmen.fabric.checkpoint_io.ranks import Ranks
-from fulmen.fabric.checkpoint_io.sharded_folder import METADATA, ShardedFolder
+from fulmen.fabric.checkpoint_io.sharded_folder import ShardedFolder
 from fulmen.fabric.checkpoint_io.shards import plan_shards, write_shards
-from fulmen.fabric.filesystem import exists, is_dir, is_local, join, local_path
 from fulmen.fabric.types import PathLike
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
-
-
-def is_sharded(path: PathLike) -> bool:
-    """Is there a sharded checkpoint at `path`?"""
-    if is_local(path):
-        restore_replaced(os.path.abspath(local_path(path)))
-    return is_dir(path) and exists(join(path, METADATA))
 
 
 def save_sharded(path: PathLike, state: dict[str, Any], *, process_group: Any | None = None) -> None:

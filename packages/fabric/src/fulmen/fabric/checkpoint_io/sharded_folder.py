@@ -16,6 +16,7 @@ from fulmen.fabric.checkpoint_io.manifest import read_sealed_metadata
 from fulmen.fabric.checkpoint_io.nested import Entry, flatten, unflatten
 from fulmen.fabric.checkpoint_io.safe import unsafe_classes
 from fulmen.fabric.checkpoint_io.sharded_metadata import UnsafeMetadataError, unpickle_metadata
+from fulmen.fabric.checkpoint_io.sharded_names import METADATA, PLAIN
 from fulmen.fabric.checkpoint_io.streamed import read_tensor
 from fulmen.fabric.errors import (
     CheckpointDamagedError,
@@ -30,9 +31,6 @@ from fulmen.fabric.types import PathLike
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
     from torch.distributed.checkpoint.planner import ReadItem
-
-METADATA = ".metadata"
-PLAIN = "meta.pt"
 
 
 class ShardedFolder:

@@ -16,7 +16,7 @@ from fulmen.fabric.checkpoint_io.manifest import Digests, Manifest, seal_metadat
 from fulmen.fabric.checkpoint_io.nested import Entry, flatten, holds_tensor
 from fulmen.fabric.checkpoint_io.ranks import Ranks
 from fulmen.fabric.checkpoint_io.safe import encode
-from fulmen.fabric.checkpoint_io.sharded_folder import METADATA, PLAIN
+from fulmen.fabric.checkpoint_io.sharded_names import METADATA, PLAIN
 from fulmen.fabric.errors import CheckpointError, ConfigurationError
 from fulmen.fabric.filesystem import exists, is_dir, list_dir
 from fulmen.fabric.types import PathLike

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 from fulmen.fabric.checkpoint_io.blocks import VerifyingFile
 from fulmen.fabric.checkpoint_io.manifest import PassedOver, newest_that_verifies
-from fulmen.fabric.checkpoint_io.sharded import is_sharded
-from fulmen.fabric.checkpoint_io.sharded_folder import METADATA, ShardedFolder
+from fulmen.fabric.checkpoint_io.sharded_names import METADATA, is_deepspeed, is_sharded
 from fulmen.fabric.checkpoint_io.torch import damaged, opened
 from fulmen.fabric.errors import CheckpointError
 from fulmen.fabric.filesystem import exists, get_filesystem, is_local, join, local_path, sync_dir
@@ -25,7 +24,13 @@ def checkpoint_damage(path: PathLike) -> str | None:
     """
     try:
         if is_sharded(path):
+            from fulmen.fabric.checkpoint_io.sharded_folder import ShardedFolder
+
             ShardedFolder(path).verify()
+        elif is_deepspeed(path):
+            from fulmen.fabric.checkpoint_io.deepspeed_folder import DeepSpeedFolder
+
+            DeepSpeedFolder(path).verify()
         else:
             raise_if_damaged(path)
     except (CheckpointError, OSError) as error:

@@ -6,7 +6,6 @@ There is one group per process. It stays open until the process ends, so that a 
 from __future__ import annotations
 
 import atexit
-import faulthandler
 import os
 import sys
 import weakref
@@ -17,6 +16,7 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 
+from fulmen.fabric.ending import exit_within
 from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.gloo_threads import close_group
@@ -26,7 +26,7 @@ default_pg_timeout: Final = timedelta(seconds=1800)
 # Set for processes whose launcher (torchrun or ours) keeps the store; else rank 0 keeps it.
 _HOSTED = "TORCHELASTIC_USE_AGENT_STORE"
 _RESTARTS = "TORCHELASTIC_RESTART_COUNT"
-_EXIT_WITHIN_S = 3.0
+_EXIT_WITHIN_S = 2.0
 
 
 class _Opened:
@@ -124,10 +124,12 @@ def _meet(environment: ClusterEnvironment, rank: int, timeout: timedelta) -> Any
         timeout=timeout,
         wait_for_workers=False,
         multi_tenant=True,
+        master_listen_fd=environment.listening_socket() if is_host else None,
     )
-    # torchrun's store survives a restart of the processes. Without a prefix of its own, a new attempt reads the
-    # addresses of dead processes and hangs.
-    attempt = os.environ.get(_RESTARTS, "0")
+    # The store of torchrun's agent survives a restart of the processes. Without a prefix of its own, a new attempt
+    # reads the addresses of dead processes and hangs. A store of rank 0 is new with each attempt, and the count of
+    # restarts must not name it: machines that have come later have counted less.
+    attempt = os.environ.get(_RESTARTS, "0") if os.environ.get(_HOSTED) == "True" else "0"
     prefix = f"fulmen/attempt{attempt}/group{_Opened.num_groups}"
     return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]  # as above
 
@@ -191,11 +193,3 @@ def _end_soon_after_errors() -> None:
         exit_within(_EXIT_WITHIN_S)
 
     sys.excepthook = show
-
-
-def exit_within(seconds: float) -> None:
-    """End this process with exit code 1 if it has not ended by itself by then."""
-    # A thread of C that needs no lock of Python, so that it also works when the interpreter is half gone. What it
-    # prints is of no use to anybody.
-    silent = open(os.devnull, "w")  # noqa: SIM115 (must stay open until the end)
-    faulthandler.dump_traceback_later(seconds, exit=True, file=silent)

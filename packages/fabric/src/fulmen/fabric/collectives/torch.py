@@ -165,8 +165,24 @@ class TorchCollective(Collective):
 
     def all_to_all(self, output_tensor_list: list[Tensor], input_tensor_list: list[Tensor]) -> list[Tensor]:
         """Into `output_tensor_list`, what each process has for this one in its input list."""
-        dist.all_to_all(output_tensor_list, input_tensor_list, group=self._native)
+        try:
+            dist.all_to_all(output_tensor_list, input_tensor_list, group=self._native)
+        except RuntimeError as error:
+            if "does not support alltoall" not in str(error):
+                raise
+            self._exchange_by_pairs(output_tensor_list, input_tensor_list)  # gloo of torch 2.9
         return output_tensor_list
+
+    def _exchange_by_pairs(self, outputs: list[Tensor], inputs: list[Tensor]) -> None:
+        rank = dist.get_rank(self._native)
+        outputs[rank].copy_(inputs[rank])
+        pending = []
+        for place in (place for place in range(len(inputs)) if place != rank):
+            other = {"group": self._native, "group_src": place}, {"group": self._native, "group_dst": place}
+            pending += [dist.irecv(outputs[place], **other[0]), dist.isend(inputs[place], **other[1])]
+        for work in pending:
+            assert work is not None, "this process is in the group"
+            work.wait()
 
     def send(self, tensor: Tensor, dst: int, tag: int = 0) -> None:
         """Send `tensor` to process `dst`."""

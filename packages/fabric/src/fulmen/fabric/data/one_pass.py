@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from fulmen.fabric.data.generators import GlobalGenerators, generator_state
 from fulmen.fabric.data.position import Position
+from fulmen.fabric.seeding import isolate_rng
 
 
 @dataclass(slots=True)
@@ -28,6 +30,7 @@ class Pass:
         is_finished: Was it read to its end?
         snapshots: The last states of a dataset or loader that keeps its own, by the number of batches given.
         made_from: The generators, global ones and those of the loader, before the newest batch was made.
+        unread: What goes on from a state of the dataset or loader, until the first batch of it is asked for.
     """
 
     epoch: int
@@ -43,10 +46,21 @@ class Pass:
     is_finished: bool = False
     snapshots: deque[tuple[int, Any]] = field(default_factory=lambda: deque(maxlen=2))
     made_from: tuple[GlobalGenerators, list[Any]] | None = None
+    unread: Iterator[Any] | None = None
 
     def note(self, generators: list[Any]) -> None:
         """A batch is about to be made."""
         self.made_from = (GlobalGenerators(), [generator_state(generator) for generator in generators])
+
+    def drop_unread(self) -> None:
+        """Nobody asked for a batch of what went on from a state: let that state be used up, or it would be used later.
+
+        Many a dataset takes it when its generator runs for the first time.
+        """
+        if self.unread is not None:
+            with isolate_rng(include_cuda=False):
+                next(self.unread, None)
+            self.unread = None
 
     def state_dict(self) -> dict[str, Any]:
         """All but how far it is, as plain data."""
@@ -66,3 +80,17 @@ class Pass:
             "snapshots": [[number, snapshot] for number, snapshot in self.snapshots],
             "made_from": None if self.made_from is None else [self.made_from[0].plain(), self.made_from[1]],
         }
+
+
+def usable_snapshots(saved: dict[str, Any], skip: int, *, ends_itself: bool) -> list[list[Any]]:
+    """The states from before batch `skip`, and of a loader that has ended one from before its end, if there is one."""
+    usable = [pair for pair in saved["snapshots"] if pair[0] <= skip]
+    # Restored at its end it would begin anew with its dataset still there: its last batch is read again, and its end.
+    earlier = [pair for pair in usable if pair[0] < saved["batch"]]
+    return earlier if ends_itself and saved["is_finished"] and earlier else usable
+
+
+def saved_place(saved: dict[str, Any], number: int) -> Position:
+    """The place behind `number` batches of a saved iteration."""
+    batch = max(number - saved["before"], 0)
+    return Position(saved["start"], batch, saved["world_size"], saved["batch_size"], saved["before"])

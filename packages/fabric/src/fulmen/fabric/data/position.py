@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import cycle, islice
-from typing import TypeVar
+from itertools import chain, cycle, islice
+from typing import Any, TypeVar
 
 from fulmen.fabric.errors import ConfigurationError
 
@@ -48,19 +48,38 @@ def deal(units: Iterable[T], rank: int, world_size: int, *, drop_last: bool, rep
     >>> [list(deal("abcde", rank, 2, drop_last=False, repeats=False)) for rank in (0, 1)]
     [['a', 'c', 'e'], ['b', 'd']]
     """
+    if isinstance(units, list | range):
+        return _deal_known(units, rank, world_size, drop_last=drop_last, repeats=repeats)
+    return _deal_round_by_round(units, rank, world_size, drop_last=drop_last, repeats=repeats)
+
+
+def _deal_known(units: list[T] | range, rank: int, world_size: int, *, drop_last: bool, repeats: bool) -> Iterator[Any]:
+    # Nothing is left to do per unit: this is read in every step.
+    num_whole = len(units) - len(units) % world_size
+    share = iter(units[rank:num_whole:world_size])
+    last = _last_of(units[num_whole:], units[:world_size], rank, world_size, drop_last=drop_last, repeats=repeats)
+    return chain(share, last)
+
+
+def _deal_round_by_round(
+    units: Iterable[T], rank: int, world_size: int, *, drop_last: bool, repeats: bool
+) -> Iterator[T]:
+    rest = iter(units)
     first: list[T] = []
-    dealt: list[T] = []
-    for unit in units:
-        if len(first) < world_size:
-            first.append(unit)
-        dealt.append(unit)
-        if len(dealt) == world_size:
-            yield dealt[rank]
-            dealt.clear()
-    if dealt and not drop_last:
-        if repeats:
-            dealt += islice(cycle(first), world_size - len(dealt))
-        yield from dealt[rank : rank + 1]
+    while len(dealt := list(islice(rest, world_size))) == world_size:
+        first = first or dealt
+        yield dealt[rank]
+    yield from _last_of(dealt, first or dealt, rank, world_size, drop_last=drop_last, repeats=repeats)
+
+
+def _last_of(
+    left: Iterable[T], first: Iterable[T], rank: int, world_size: int, *, drop_last: bool, repeats: bool
+) -> list[T]:
+    """What process `rank` is given of the last round, which does not reach everybody."""
+    dealt = list(left)
+    if dealt and not drop_last and repeats:
+        dealt += islice(cycle(first), world_size - len(dealt))
+    return [] if drop_last else dealt[rank : rank + 1]
 
 
 @dataclass(frozen=True, slots=True)

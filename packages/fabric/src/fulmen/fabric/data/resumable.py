@@ -14,7 +14,7 @@ from typing import Any
 
 from fulmen.fabric.data.generators import GlobalGenerators, generator_state
 from fulmen.fabric.data.length import sized_len
-from fulmen.fabric.data.one_pass import Pass
+from fulmen.fabric.data.one_pass import Pass, saved_place, usable_snapshots
 from fulmen.fabric.data.parts import (
     generators_of,
     iterates_as_torch,
@@ -220,6 +220,8 @@ class ResumableLoader:
         return saved, skip
 
     def _begin_pass(self, saved: dict[str, Any] | None) -> Pass:
+        if self._pass is not None:
+            self._pass.drop_unread()
         if saved is not None:
             restore_generators(generators_of(self.loader), saved["generators"])
             # The dataset stays where it was: samples that are skipped are not loaded again.
@@ -270,7 +272,7 @@ class ResumableLoader:
         return self._counted(batches, this, self._remade(this, saved)) if counts else batches
 
     def _resumed(self, this: Pass, saved: dict[str, Any], skip: int) -> IndexPass:
-        before = _saved_place(saved, skip)
+        before = saved_place(saved, skip)
         here = before if self._sharded is None else before.resumed_on(self.world_size, self._view.units_per_batch)
         is_same_deal = here is before
         if self._sharded is None and saved["world_size"] != self.world_size:
@@ -314,14 +316,15 @@ class ResumableLoader:
         given = 0
         keeper = self._snapshot_keeper()
         if saved is not None and keeper is not None:
-            for number, snapshot in saved["snapshots"]:
-                if given <= number <= skip:
-                    given = number
-                    keeper.load_state_dict(snapshot)
+            for number, snapshot in usable_snapshots(saved, skip, ends_itself=keeper is self._viewed):
+                given = number
+                keeper.load_state_dict(snapshot)
         if saved is not None and keeper is self._viewed and saved["is_finished"] and given == saved["batch"]:
             this.given, this.is_finished = given, True
+            with under_rng(saved["rng"]):
+                self._view.iterate(this)  # it takes the state now, and not when the next epoch begins
             return iter(())  # a loader that has ended begins anew when it is asked again
-        if saved is not None and given < skip:
+        if saved is not None and given < skip - (keeper is self._viewed):
             warn_once(replayed(self.loader))
         if saved is not None and skip and saved["world_size"] != self.world_size:
             warn_once(not_dealt_anew(saved["world_size"], self.world_size, by_index=False))
@@ -337,6 +340,7 @@ class ResumableLoader:
             restore_generators(generators_of(self.loader), saved["generators_now"])
         if remade is not None:
             restore_generators(generators_of(self.loader), remade["made_from"][1])
+        this.unread = None if saved is None or keeper is None else batches
         return self._counted(batches, this, remade)
 
     def _counted(self, batches: Iterator[Any], this: Pass, remade: dict[str, Any] | None = None) -> Iterator[Any]:
@@ -346,6 +350,7 @@ class ResumableLoader:
         keeps = keeper is not None and (keeper is not self._viewed or self._is_looked_at)
         notes = self._is_looked_at and this.num_workers == 0 and not self._enters_by_index
         generators = generators_of(self.loader) if notes else None
+        this.unread = None
         if remade is not None:
             with under_rng(remade["made_from"][0]):
                 batch = next(batches, _END)
@@ -390,7 +395,7 @@ class ResumableLoader:
         """Where the iteration that is under way, or the saved one, was dealt anew."""
         whole = Position(0, 0, self.world_size, self._view.units_per_batch)
         if self._saved is not None:
-            saved = _saved_place(self._saved, self._saved["batch"])
+            saved = saved_place(self._saved, self._saved["batch"])
             return whole if self._sharded is None else saved.resumed_on(self.world_size, self._view.units_per_batch)
         return whole if self._pass is None or self._is_epoch_set else self._pass.place
 
@@ -437,12 +442,6 @@ def _note_and_tell(this: Pass, generators: list[Any], hear: Callable[[Any], Any]
     this.note(generators)
     if hear is not None:
         hear(indices)
-
-
-def _saved_place(saved: dict[str, Any], number: int) -> Position:
-    """The place behind `number` batches of a saved iteration."""
-    batch = max(number - saved["before"], 0)
-    return Position(saved["start"], batch, saved["world_size"], saved["batch_size"], saved["before"])
 
 
 def _seed_of_batch(seed: int, epoch: int, start: int, world_size: int, rank: int, batch: int) -> int:

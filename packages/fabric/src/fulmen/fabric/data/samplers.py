@@ -66,7 +66,7 @@ class ShardedSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[Any]:
         units = self._order()
         if self.start:
-            units = islice(units, self.start, None)
+            units = units[self.start :] if isinstance(units, list | range) else islice(units, self.start, None)
         return deal(units, self.rank, self.num_replicas, drop_last=self.drop_last, repeats=self.repeats)
 
     def __len__(self) -> int:

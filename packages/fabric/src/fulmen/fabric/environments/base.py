@@ -70,6 +70,13 @@ class ClusterEnvironment(ABC):
         """Number of processes on this node, if the environment knows it before anybody says how many devices to use."""
         return None
 
+    def listening_socket(self) -> int | None:
+        """A descriptor of a socket that listens at `main_port` already, for its taker to close; None if there is none.
+
+        So an environment that chooses the port itself can keep others from taking it meanwhile.
+        """
+        return None
+
     def validate_settings(self, num_devices: int, num_nodes: int) -> None:  # noqa: B027 (nothing to check is an answer)
         """Raise a `ConfigurationError` if the processes that exist are not `num_devices` on `num_nodes` nodes each."""
 

@@ -9,6 +9,7 @@ import os
 import socket
 
 from fulmen.fabric.environments.base import ClusterEnvironment, read_int
+from fulmen.fabric.environments.reserved_port import ReservedPort
 from fulmen.fabric.errors import ConfigurationError
 
 
@@ -22,7 +23,7 @@ class LightningEnvironment(ClusterEnvironment):
     def __init__(self) -> None:
         # Processes that exist already know their place before any strategy tells them.
         exists = self.creates_processes_externally
-        self._main_port: int | None = None
+        self._reserved: ReservedPort | None = None
         self._global_rank = read_int("RANK", read_int("LOCAL_RANK")) if exists else 0
         self._world_size = read_int("WORLD_SIZE", 1) if exists else 1
 
@@ -38,12 +39,17 @@ class LightningEnvironment(ClusterEnvironment):
 
     @property
     def main_port(self) -> int:
-        """`MASTER_PORT`, or a free port, which then stays the same."""
+        """`MASTER_PORT`, or a free port, which then stays the same, and is kept for this run."""
         if "MASTER_PORT" in os.environ:
             return read_int("MASTER_PORT")
-        if self._main_port is None:
-            self._main_port = find_free_network_port()
-        return self._main_port
+        if self._reserved is None:
+            self._reserved = ReservedPort(self.main_address)
+        return self._reserved.number
+
+    def listening_socket(self) -> int | None:
+        """The one that keeps the free port; None where `MASTER_PORT` says another."""
+        port = self.main_port
+        return self._reserved.descriptor() if self._reserved is not None and self._reserved.number == port else None
 
     @staticmethod
     def detect() -> bool:
@@ -98,7 +104,7 @@ class LightningEnvironment(ClusterEnvironment):
 
 
 def find_free_network_port() -> int:
-    """A TCP port on this machine that nobody uses now."""
+    """A TCP port on this machine that nobody uses now; the next moment, somebody may."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("", 0))
         port: int = probe.getsockname()[1]

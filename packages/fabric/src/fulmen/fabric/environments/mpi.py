@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from fulmen.fabric.environments.base import ClusterEnvironment, check_host, read_int
-from fulmen.fabric.environments.default import find_free_network_port
+from fulmen.fabric.environments.reserved_port import ReservedPort
 from fulmen.fabric.errors import ConfigurationError, MissingPackageError
 from fulmen.fabric.optional_packages import require
 
@@ -33,7 +33,8 @@ class MPIEnvironment(ClusterEnvironment):
         hosts = world.allgather(socket.gethostname())
         self._local_rank, self._local_world_size, self._node_rank = place_among(hosts, self._global_rank)
         self._hosts: list[str] = list(dict.fromkeys(hosts))
-        self._main_port: int = world.bcast(find_free_network_port() if self._global_rank == 0 else None, root=0)
+        self._reserved = ReservedPort(self._hosts[0]) if self._global_rank == 0 else None
+        self._main_port: int = world.bcast(None if self._reserved is None else self._reserved.number, root=0)
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -49,6 +50,11 @@ class MPIEnvironment(ClusterEnvironment):
     def main_port(self) -> int:
         """`MASTER_PORT`, or a port that was free on the host of rank 0."""
         return read_int("MASTER_PORT", self._main_port)
+
+    def listening_socket(self) -> int | None:
+        """On rank 0 the one that keeps the port; None where `MASTER_PORT` says another."""
+        is_ours = self._reserved is not None and self._reserved.number == self.main_port
+        return self._reserved.descriptor() if self._reserved is not None and is_ours else None
 
     @staticmethod
     def detect() -> bool:

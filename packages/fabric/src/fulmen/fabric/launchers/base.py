@@ -57,7 +57,13 @@ def host_store(environment: ClusterEnvironment, num_processes: int) -> Any:
     address, port = environment.main_address, environment.main_port
     try:
         return dist.TCPStore(  # type: ignore[attr-defined]  # torch exports it without saying so
-            address, port, num_processes, is_master=True, wait_for_workers=False, multi_tenant=True
+            address,
+            port,
+            num_processes,
+            is_master=True,
+            wait_for_workers=False,
+            multi_tenant=True,
+            master_listen_fd=environment.listening_socket(),
         )
     except RuntimeError as error:
         raise ConfigurationError(

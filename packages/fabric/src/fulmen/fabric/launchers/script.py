@@ -10,18 +10,17 @@ python train.py            rank 0: runs train.py, starts the others, watches the
 from __future__ import annotations
 
 import atexit
-import json
 import multiprocessing
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
+from fulmen.fabric.ending import exit_within
 from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.errors import ConfigurationError, ProcessFailedError
 from fulmen.fabric.gloo_threads import close_group
@@ -32,7 +31,6 @@ from fulmen.fabric.launchers.base import (
     GRACE_S,
     TERMINATE_S,
     Launcher,
-    die_with_parent,
     host_store,
     process_variables,
 )
@@ -45,11 +43,14 @@ from fulmen.fabric.launchers.failures import (
     first_failure,
     is_request,
 )
+from fulmen.fabric.launchers.reports import Reports, is_expected, remember_time, report_errors, time_of
 
-_REPORT_FD = "FULMEN_REPORT_FD"
-_PARENT = "FULMEN_PARENT_PID"
 # How long the main thread of rank 0 may clean up after another process has failed.
 _CLEAN_UP_S = 1.5
+# From the first sign of a failure to the end of rank 0, whatever it does then.
+_END_WITHIN_S = 4.0
+# When all is said and the program's own handlers have run: Python takes its modules apart.
+_TAKE_APART_S = 1.0
 
 
 class ScriptLauncher(Launcher):
@@ -83,14 +84,14 @@ class ScriptLauncher(Launcher):
         self._environment.validate_settings(self._num_processes, self._num_nodes)
         if self._num_processes > 1 and not self._environment.creates_processes_externally:
             self._start()
-        elif _REPORT_FD in os.environ:
-            _report_to_parent()
+        elif is_expected():
+            report_errors()
         else:
             tell_agent_of_errors()
         try:
             return function(*args, **kwargs)
         except BaseException as error:
-            _remember_time(error)
+            remember_time(error)
             if self._children is not None and isinstance(error, SystemExit):
                 self._children.main_leaves(error.code)
             raise
@@ -137,35 +138,33 @@ class _Children:
         self._store = store  # must live as long as the processes
         self._processes: list[subprocess.Popen[bytes]] = []
         self._ranks: list[int] = []
-        self._reports: list[IO[bytes] | None] = []
+        self._reports = Reports()
         self._exits: dict[int, tuple[int, float]] = {}  # place: (exit code, time)
         self._lock = threading.RLock()
         self._first: Failure | None = None
         self._stopped: frozenset[int] | None = None  # places of those that `stop` ended
         self._main_is_ending = threading.Event()
+        self._is_said = threading.Lock()  # taken, and never given back, by who prints the first failure
         self._others_may_take_s: float | None = None  # once the main thread has left by `SystemExit`
         self._own: Failure | None = None
 
     def start(self, command: list[str], variables: dict[str, str]) -> None:
-        environment = {**os.environ, **variables, _PARENT: str(os.getpid())}
-        report: IO[bytes] | None = None
-        inherited: tuple[int, ...] = ()
-        if sys.platform != "win32":
-            # Not a pipe: a pipe that is full makes its writer wait, and nobody reads before the process has ended.
-            report = tempfile.TemporaryFile()  # noqa: SIM115 (without a name, so that nothing is left of it)
-            inherited = (report.fileno(),)
-            environment[_REPORT_FD] = str(report.fileno())
+        said, inherited = self._reports.expect()
         process = subprocess.Popen(
-            _tied_to_this_process(command), env=environment, stdin=subprocess.DEVNULL, pass_fds=inherited
+            _tied_to_this_process(command),
+            env={**os.environ, **variables, **said},
+            stdin=subprocess.DEVNULL,
+            pass_fds=inherited,
         )
         self._processes.append(process)
         self._ranks.append(int(variables["RANK"]))
-        self._reports.append(report)
 
     def watch(self) -> None:
         """From now on, the first failure of any process, this one included, ends all."""
         for place in range(len(self._processes)):
             threading.Thread(target=self._await, args=(place,), daemon=True).start()
+        self._reports.all_started()
+        threading.Thread(target=self._listen, daemon=True).start()
         pid, show_before = os.getpid(), sys.excepthook
 
         def show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -173,8 +172,10 @@ class _Children:
                 show_before(kind, error, traceback)
                 return
             self._main_is_ending.set()
-            self._own = failure_from_error(self._rank, error, _time_of(error))
+            self._own = failure_from_error(self._rank, error, time_of(error))
             first = self.stop(self._own)
+            if not self._is_said.acquire(blocking=False):
+                return
             if first is self._own or first is None:
                 show_before(kind, error, traceback)
             else:
@@ -201,7 +202,9 @@ class _Children:
                 alive = [place for place, process in enumerate(self._processes) if process.poll() is None]
                 self._stopped = frozenset(alive)
                 for place in alive:
-                    self._processes[place].terminate()
+                    # Who has said why it fails is ending already.
+                    if self._reports.read(place, self._ranks[place]) is None:
+                        self._processes[place].terminate()
                 deadline = time.monotonic() + TERMINATE_S
                 for place in alive:
                     _wait(self._processes[place], deadline - time.monotonic())
@@ -210,6 +213,9 @@ class _Children:
                     _wait(self._processes[place], TERMINATE_S)
                 failures = self._failures(own)
                 self._first = first_failure(failures) if failures else None
+            elif own is not None:
+                # The others may have noticed that this process had left before it came to say why.
+                self._first = own if self._first is None else first_failure([self._first, own])
             return self._first
 
     def _gather(self, own: Failure | None) -> None:
@@ -234,13 +240,19 @@ class _Children:
             return
         self._end_from_watcher()
 
+    def _listen(self) -> None:
+        while self._reports.wait():
+            if self._stopped is None and any(one.weight != Weight.REQUESTED for one in self._failures(None)):
+                self._end_from_watcher()
+
     def _end_from_watcher(self) -> None:
+        exit_within(_END_WITHIN_S)
         first = self.stop()
         if first is None:
             return
         # With its peers gone, the main thread fails in its next collective, and cleans up after itself. It may also be
         # deep in a computation, or have caught the error.
-        if self._main_is_ending.wait(_CLEAN_UP_S):
+        if self._main_is_ending.wait(_CLEAN_UP_S) or not self._is_said.acquire(blocking=False):
             return
         _print_last(describe(first, self._world_size))
         _exit_now(first.exit_code)
@@ -266,23 +278,20 @@ class _Children:
         if first is None:
             return
         if self._own is None:
-            _print_last(describe(first, self._world_size))
+            if self._is_said.acquire(blocking=False):
+                _print_last(describe(first, self._world_size))
             _exit_now(first.exit_code)
         elif first is not self._own and first.exit_code != 1:
             # Python itself would end with 1, and whoever started this program may want to know of SIGKILL.
             _exit_now(first.exit_code)
+        else:
+            exit_within(_TAKE_APART_S)
 
     def _failure(self, place: int) -> Failure | None:
         """How this process failed, by its own report or by its exit code; None if it did not, or was ended by us."""
-        rank, report = self._ranks[place], self._reports[place]
-        text = b""
-        if report is not None:
-            report.seek(0)
-            text = report.read()
-        code = self._processes[place].returncode
-        if text:
-            said = json.loads(text)
-            return Failure(rank, said["time_s"], Weight(said["weight"]), said["text"], said["exit_code"])
+        rank, code = self._ranks[place], self._processes[place].returncode
+        if said := self._reports.read(place, rank):
+            return said
         if not code or place in (self._stopped or ()):
             return None
         return failure_from_exit(rank, code, self._exits.get(place, (code, time.time()))[1])
@@ -360,53 +369,6 @@ def _tied_to_this_process(command: list[str]) -> list[str]:
         " os.getppid() == int(sys.argv[1]) or os._exit(1); os.execv(sys.argv[2], sys.argv[2:])"
     )
     return [sys.executable, "-I", "-S", "-c", tie, str(os.getpid()), *command]
-
-
-def _report_to_parent() -> None:
-    """From now on, an uncaught exception in this process is told to rank 0, which prints the first of all."""
-    writer, parent = int(os.environ.pop(_REPORT_FD)), int(os.environ.pop(_PARENT))
-    os.set_inheritable(writer, False)
-    if sys.platform == "linux":
-        if os.getppid() != parent:
-            os._exit(1)
-    else:
-        die_with_parent(parent)
-    pid, show_before = os.getpid(), sys.excepthook
-    rank = int(os.environ["RANK"])
-
-    def show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        if os.getpid() != pid or os.getppid() != parent or not _send(writer, rank, error):
-            show_before(kind, error, traceback)
-
-    sys.excepthook = show
-
-
-def _send(writer: int, rank: int, error: BaseException) -> bool:
-    failure = failure_from_error(rank, error, _time_of(error))
-    report = {
-        "time_s": failure.time_s,
-        "weight": int(failure.weight),
-        "text": failure.text,
-        "exit_code": failure.exit_code,
-    }
-    try:
-        with open(writer, "wb") as file:
-            file.write(json.dumps(report).encode())
-    except OSError:
-        return False
-    return True
-
-
-_TIME = "_fulmen_failed_at_s"
-
-
-def _remember_time(error: BaseException) -> None:
-    # An error is printed after everything on its way has cleaned up; it happened before.
-    error.__dict__.setdefault(_TIME, time.time())
-
-
-def _time_of(error: BaseException) -> float:
-    return float(error.__dict__.get(_TIME, time.time()))
 
 
 def _print_last(text: str) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import torch
 
+from fulmen.fabric.ending import exit_soon_after
 from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, ProcessFailedError
 from fulmen.fabric.gloo_threads import close_group
@@ -47,6 +48,9 @@ from fulmen.fabric.launchers.failures import (
 from fulmen.fabric.rank_zero import rank_zero_only
 from fulmen.fabric.seeding import collect_rng_state, restore_rng_state
 
+_SERVER_ENDS_AT_ONCE = "fulmen.fabric.launchers.fork_server"
+# Unless the program catches the error.
+_END_WITHIN_S = 2.0
 StartMethod = Literal["spawn", "fork", "forkserver"]
 
 
@@ -186,7 +190,7 @@ class SpawnLauncher(Launcher):
                 importlib.import_module(name)
         elif self._start_method == "forkserver":
             # Means nothing to a server that runs already, as in a second launch.
-            context.set_forkserver_preload(["__main__", __name__, *self._preload])
+            context.set_forkserver_preload([_SERVER_ENDS_AT_ONCE, "__main__", __name__, *self._preload])
         before = None if self._start_method == "fork" else _Globals.collect()
         parent = None if self._start_method == "forkserver" else os.getpid()
         for local_rank in range(self._num_processes):
@@ -250,10 +254,12 @@ class SpawnLauncher(Launcher):
             error = pickle.loads(pickled) if pickled else None
         except Exception:  # an error whose own __init__ wants more than its message
             error = None
-        if not isinstance(error, BaseException):
-            raise ProcessFailedError(text)
-        # A note is printed after the error itself: the traceback of the one who failed comes last.
-        error.add_note("\n" + text)
+        if isinstance(error, BaseException):
+            # A note is printed after the error itself: the traceback of the one who failed comes last.
+            error.add_note("\n" + text)
+        else:
+            error = ProcessFailedError(text)
+        exit_soon_after(error, _END_WITHIN_S)
         raise error
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import time
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,8 +22,10 @@ from fulmen.fabric.filesystem import (
     remove,
 )
 from fulmen.fabric.loggers.base import rank_zero_experiment
+from fulmen.fabric.loggers.growing_file import GrowingFile
 from fulmen.fabric.loggers.params import add_prefix, as_number
 from fulmen.fabric.loggers.versions import VersionedLogger
+from fulmen.fabric.loggers.waiting_rows import WaitingRows, WorkRation
 from fulmen.fabric.rank_zero import rank_zero_only, rank_zero_warn
 
 
@@ -61,7 +65,8 @@ class CSVLogger(VersionedLogger):
     def experiment(self) -> MetricsFile:
         """The file being written; on processes other than rank zero, something that takes every call."""
         if self._experiment is None:
-            self._experiment = MetricsFile(self.log_dir)
+            with self._saying_where():
+                self._experiment = MetricsFile(self.log_dir)
         return self._experiment
 
     @rank_zero_only
@@ -82,11 +87,15 @@ class CSVLogger(VersionedLogger):
         experiment: MetricsFile = self.experiment
         experiment.log_metrics(add_prefix(metrics, self._prefix, self.LOGGER_JOIN_CHAR), step)
         if experiment.num_steps_unwritten >= self._flush_logs_every_n_steps:
-            self.save()
+            try:
+                self.save()
+            except Exception:
+                experiment.metrics.pop()  # whoever tries again brings this row again
+                raise
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the rows that are held back."""
+        """Write the rows that are held back; see `MetricsFile` for those with new columns."""
         self.experiment.save()
 
     @rank_zero_only
@@ -98,28 +107,35 @@ class CSVLogger(VersionedLogger):
 
 
 class MetricsFile:
-    """A CSV file that grows at its end; a row with a new name makes the columns anew.
+    """A CSV file that grows at its end. A new name is a new column, for which the whole file is written anew.
+
+    That may take a hundredth of the time that passes. Until it is due again, rows wait in `metrics.waiting.jsonl`
+    beside the file, and so does what comes after them: a new name costs as little as a known one.
 
     Args:
         log_dir: Its folder, which is made. A file of an earlier run there is removed, with a warning.
     """
 
     NAME_METRICS_FILE = "metrics.csv"
+    NAME_WAITING_FILE = "metrics.waiting.jsonl"
 
     def __init__(self, log_dir: str) -> None:
         self.log_dir = log_dir
         self.metrics: list[dict[str, Any]] = []  # not written yet
         self.metrics_keys: list[str] = []  # the columns of the file
         self.metrics_file_path = join(log_dir, self.NAME_METRICS_FILE)
+        self._waiting = WaitingRows(join(log_dir, self.NAME_WAITING_FILE))
+        self._ration = WorkRation(share=0.01, burst_s=0.05)
         self._num_counted = 0
         self._first_step: int | None = None
-        self._appending: IO[str] | None = None  # the open file: opening it for each row would cost more than the row
+        self._file = GrowingFile(local_path(self.metrics_file_path)) if is_local(log_dir) else None
         if exists(self.metrics_file_path):
             rank_zero_warn(
                 f"The folder {log_dir!r} exists and is not empty: {self.NAME_METRICS_FILE} of an earlier run is in it."
                 " That file is removed, because this run has the same version. Pass another version to keep both."
             )
             remove(self.metrics_file_path)
+        self._waiting.clear()
         make_dirs(log_dir)
 
     @property
@@ -141,51 +157,71 @@ class MetricsFile:
         self.metrics.append(row)
 
     def save(self) -> None:
-        """Write the rows that are held back."""
-        if not self.metrics:
-            return
-        rows, self.metrics = self.metrics, []
-        self._first_step = int(rows[-1]["step"]) + 1
-        names = {name for row in rows for name in row}
-        if names <= set(self.metrics_keys) and is_local(self.log_dir):
-            if self._appending is None:
-                path = local_path(self.metrics_file_path)
-                self._appending = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115  # until close()
-            self._write(self._appending, rows)
-            self._appending.flush()
-        else:
-            # Names are new a few times in a run: when it validates for the first time, when an epoch ends. Object
-            # stores cannot append at all.
-            self.metrics_keys = sorted(names | set(self.metrics_keys))
-            self.close()
-            self._write_anew(rows)
+        """Write the rows that are held back: to the file, or to those that wait for new columns.
+
+        Raises:
+            OSError: If that fails. The rows are still held back, and the file is as it was.
+        """
+        rows = self.metrics
+        if not self._waiting.rows and (not rows or self._append(rows)):
+            pass
+        elif self._ration.is_open:
+            self._widen([*self._waiting.rows, *rows])
+        elif rows:
+            self._waiting.add(rows)
+        if rows:
+            self._first_step = int(rows[-1]["step"]) + 1
+            self.metrics = []
 
     def close(self) -> None:
-        """Let go of the open file; the next row opens it again."""
-        if self._appending is not None:
-            self._appending.close()
-            self._appending = None
+        """Nothing waits any more, and the file is let go of; the next row opens it again."""
+        if self._waiting.rows:
+            self._widen(self._waiting.rows)
+        if self._file is not None:
+            self._file.close()
 
-    def __getstate__(self) -> dict[str, Any]:
-        # An open file cannot be sent to another process.
-        return {**self.__dict__, "_appending": None}
+    def _append(self, rows: list[dict[str, Any]]) -> bool:
+        """Write these at the end of the file, if it has their columns."""
+        if self._file is None:  # object stores cannot append
+            return False
+        names = {name for row in rows for name in row}
+        columns = self.metrics_keys or sorted(names)
+        if not names <= set(columns):
+            return False
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        if not self.metrics_keys:
+            writer.writerow(columns)
+        writer.writerows(_cells(rows, columns))
+        self._file.append(text.getvalue())
+        self.metrics_keys = columns
+        return True
 
-    def _write_anew(self, rows: list[dict[str, Any]]) -> None:
+    def _widen(self, rows: list[dict[str, Any]]) -> None:
+        """Write the file anew, with the columns that these need, and these at its end."""
+        begun_s = time.monotonic()
+        columns = sorted({name for row in rows for name in row} | set(self.metrics_keys))
         with atomic_open(self.metrics_file_path, "w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(self.metrics_keys)
-            if exists(self.metrics_file_path):
+            writer.writerow(columns)
+            if self.metrics_keys and exists(self.metrics_file_path):
                 with _open_text(self.metrics_file_path) as written:
                     # By the place of a cell and not by its name: with hundreds of columns that is ten times faster.
                     before = csv.reader(written)
                     place = {name: index for index, name in enumerate(next(before, []))}
                     # What is new is the empty cell behind the last one.
-                    places = [place.get(name, len(place)) for name in self.metrics_keys]
+                    places = [place.get(name, len(place)) for name in columns]
                     writer.writerows([cells[index] for index in places] for row in before if (cells := [*row, ""]))
-            self._write(file, rows)
+            writer.writerows(_cells(rows, columns))
+        self.metrics_keys = columns
+        if self._file is not None:
+            self._file.close()
+        self._waiting.clear()
+        self._ration.spend(time.monotonic() - begun_s)
 
-    def _write(self, file: IO[str], rows: Iterable[dict[str, Any]]) -> None:
-        csv.DictWriter(file, self.metrics_keys).writerows(rows)
+
+def _cells(rows: Iterable[dict[str, Any]], columns: list[str]) -> Iterable[list[Any]]:
+    return ([row.get(name, "") for name in columns] for row in rows)
 
 
 def _open_text(path: str) -> IO[str]:

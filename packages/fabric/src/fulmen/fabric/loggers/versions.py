@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
 
 from fulmen.fabric.arguments import check_count, check_location, check_text
 from fulmen.fabric.errors import ConfigurationError
-from fulmen.fabric.filesystem import is_local, join, list_dir, local_path, make_dirs
+from fulmen.fabric.filesystem import is_local, join, list_dir, local_path, make_dirs, saying_where
 from fulmen.fabric.loggers.base import Logger
 from fulmen.fabric.rank_zero import rank_zero_only
 from fulmen.fabric.types import PathLike
@@ -92,6 +93,10 @@ class VersionedLogger(Logger, ABC):
         self._is_version_given = version is not None
         self._prefix = prefix or ""
 
+    def _saying_where(self) -> AbstractContextManager[None]:
+        """What cannot be written is said with the argument that names the folder."""
+        return saying_where(f"{type(self).__name__}({self.root_argument}={self._root_dir!r})")
+
     @property
     def name(self) -> str:
         """The name of the experiment; "" if it has none."""
@@ -101,7 +106,8 @@ class VersionedLogger(Logger, ABC):
     def version(self) -> int | str:
         """Which run of the experiment this is; the first look takes a free number if none was given."""
         if self._version is None:
-            self._version = take_version(join(self._root_dir, self._name))
+            with self._saying_where():
+                self._version = take_version(join(self._root_dir, self._name))
         return self._version
 
     @property

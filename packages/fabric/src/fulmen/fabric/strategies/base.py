@@ -50,6 +50,8 @@ class Strategy(ABC):
 
     # Do its processes talk to each other? Then they must be launched before anything is set up.
     is_distributed: ClassVar[bool] = False
+    # The only type of device that it runs on. None: all but XLA, whose operations a strategy has to know.
+    device_type: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -95,6 +97,14 @@ class Strategy(ABC):
     @precision.setter
     def precision(self, precision: Precision | None) -> None:
         self._precision = precision
+
+    def adapt_precision(self, precision: Precision, device_type: str) -> Precision:
+        """The form of `precision` that this strategy needs, where it applies precision in a way of its own.
+
+        Raises:
+            ConfigurationError: There is none.
+        """
+        return precision
 
     @property
     def checkpoint_io(self) -> CheckpointIO:

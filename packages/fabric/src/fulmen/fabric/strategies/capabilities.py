@@ -7,6 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch.nn import Module
 
+from fulmen.fabric.precision.base import Precision
+
 
 @runtime_checkable
 class SkipsGradientSync(Protocol):
@@ -22,6 +24,22 @@ class ShardsAtInit(Protocol):
 
     def module_sharded_context(self) -> AbstractContextManager[Any]:
         """Modules made inside are sharded."""
+
+
+@runtime_checkable
+class MakesPrecision(Protocol):
+    """Numbers are held and computed by the strategy's own engine, which may be told how by its own configuration."""
+
+    def make_precision(self, name: str | None, where: str) -> Precision:
+        """The precision of a flag; None: none was given. `where` quotes it, for errors."""
+
+
+@runtime_checkable
+class SetsUpTogether(Protocol):
+    """Module and optimizer cannot be set up one after the other."""
+
+    def sets_up_together(self) -> bool:
+        """Must they be set up in one call?"""
 
 
 @runtime_checkable

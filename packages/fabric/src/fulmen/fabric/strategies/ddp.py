@@ -89,6 +89,11 @@ class DDPStrategy(ProcessGroupStrategy):
         self._comm_wrapper = ddp_comm_wrapper
         self._has_exchanged = ModulesKnownHere()  # of those with a static graph
 
+    @property
+    def ddp_arguments(self) -> dict[str, Any]:
+        """What `DistributedDataParallel` is given beside the module and its device."""
+        return dict(self._ddp_kwargs)
+
     def configure_launcher(self) -> Launcher:
         """The program again for "popen", a function in new processes for the other start methods."""
         launcher = super().configure_launcher()

@@ -145,6 +145,10 @@ class FSDPStrategy(MeshStrategy):
     def precision(self, precision: Precision | None) -> None:
         self._precision = _checked(precision)
 
+    def adapt_precision(self, precision: Precision, device_type: str) -> Precision:
+        """A `FSDPPrecision` of the same name."""
+        return FSDPPrecision(precision.precision, device=device_type)  # type: ignore[arg-type]  # checked there
+
     @property
     def sharding_strategy(self) -> TorchShardingStrategy:
         """What is split, and over which processes."""

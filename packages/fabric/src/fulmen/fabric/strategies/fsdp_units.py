@@ -19,12 +19,13 @@ from fulmen.fabric.errors import ArgumentTypeError
 Policy: TypeAlias = set[type[Module]] | Callable[..., bool]
 
 
-def check_policy(argument: str, policy: object) -> None:
+def check_policy(argument: str, policy: object, caller: str = "FSDPStrategy") -> None:
     """Refuse what is neither classes of modules nor a function.
 
     Args:
-        argument: Of `FSDPStrategy`; quoted in errors.
+        argument: Its name; quoted in errors.
         policy: What was passed.
+        caller: To whom.
 
     Raises:
         ArgumentTypeError: If so.
@@ -33,13 +34,13 @@ def check_policy(argument: str, policy: object) -> None:
         return
     if not isinstance(policy, set | frozenset | list | tuple):
         raise ArgumentTypeError(
-            f"FSDPStrategy({argument}={policy!r}) is no policy. It says which parts of a module are taken together."
+            f"{caller}({argument}={policy!r}) is no policy. It says which parts of a module are taken together."
             " Pass a set of module classes, such as {Block}, or a function of (module, recurse, nonwrapped_numel)."
         )
     for kind in policy:
         if not isinstance(kind, type) or not issubclass(kind, Module):
             raise ArgumentTypeError(
-                f"FSDPStrategy({argument}={policy!r}) holds {kind!r}, which is no class of modules. It says which parts"
+                f"{caller}({argument}={policy!r}) holds {kind!r}, which is no class of modules. It says which parts"
                 " of a module are taken together. Pass a set of module classes, such as {Block}."
             )
 

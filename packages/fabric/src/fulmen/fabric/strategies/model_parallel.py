@@ -1,12 +1,13 @@
-"""The user splits the module over a mesh of processes: tensors in one direction, data in the other.
+"""A module is split over a mesh of processes, as a plan or a function of the user's says.
 
-Built on DTensor; `fully_shard` and `parallelize_module` of torch say how.
+Built on DTensor, and on `fully_shard` and `parallelize_module` of torch.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -14,65 +15,110 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 
-from fulmen.fabric.arguments import check_flag
+from fulmen.fabric.arguments import check_count, check_flag
 from fulmen.fabric.collectives.process_group import default_pg_timeout
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
+from fulmen.fabric.launchers.base import Launcher
 from fulmen.fabric.precision.base import Precision
+from fulmen.fabric.rank_zero import rank_zero_warn
+from fulmen.fabric.strategies.context_parallel import part_of_sequence
 from fulmen.fabric.strategies.materialize import reset_values, warn_without_values, without_memory
 from fulmen.fabric.strategies.mesh import MeshStrategy
+from fulmen.fabric.strategies.mesh_axes import DATA, REPLICATE, TENSOR, MeshSizes, Size, mesh_sizes
+from fulmen.fabric.strategies.plan import Plan
 from fulmen.fabric.strategies.sharded_tensors import is_dtensor
-
-Size = int | Literal["auto"]
-AXES = ("data_parallel", "tensor_parallel")
+from fulmen.fabric.strategies.split_by_plan import split_by_plan
 
 
 class ModelParallelStrategy(MeshStrategy):
-    """Tensor parallel and data parallel, as the user says.
+    """Tensor parallel, sharded and replicated data parallel over one mesh, for any module.
 
-    Processes form a mesh of two axes. Those in one row of "tensor_parallel" work on the same batches, each on a part of
-    the tensors; those in one row of "data_parallel" hold the same part and see other batches.
+    What is split is said by a plan, or done by a function of the user's. Processes form a mesh, ordered along axes:
+
+    | axis | its processes |
+    | --- | --- |
+    | "replicate" | hold the same parameters, and see other batches |
+    | "data_parallel" | hold other parts of each parameter, and see other batches |
+    | "tensor_parallel" | hold and compute with other parts of some tensors, and see the same batches |
 
     Args:
         parallelize_fn: Gets the module and the mesh, splits the module, and returns it. For example
             `parallelize_module(module, mesh["tensor_parallel"], {...})` of torch, and then
             `fully_shard(module, mesh=mesh["data_parallel"])`. The module may be on the meta device.
-        data_parallel_size: Size of the first axis; "auto" is the number of machines, or what is left by the other.
-        tensor_parallel_size: Size of the second axis; "auto" is the number of processes on a machine, or what is left.
+        data_parallel_size: Processes over which parameters are split; "auto" is the number of machines, or what is
+            left by the others.
+        tensor_parallel_size: Processes over which tensors are split; "auto" is the number of processes on a machine,
+            or what is left; 1 for a plan that splits none.
         save_distributed_checkpoint: Save a folder to which every process writes its shards, and not one file.
         process_group_backend: "gloo", "nccl", ...; by default the one for the device.
         timeout: How long a collective waits for the other processes.
+        plan: In the place of `parallelize_fn`: patterns of names of modules or parameters, and for each how it is
+            split: "column", "row", "sequence", "replicate", "shard", or with the way in and out, "sequence > column".
+            See `strategies.plan`.
+        replicate_size: Replicas of what is split; "auto" is the number of machines. The mesh has this axis if there
+            are more than one.
+        context_parallel_size: So many neighbours along "data_parallel" see the same batches, each its part of the
+            sequence, which `part_of_sequence` gives; attention that the plan calls "ring" or "ulysses" is over all of
+            it.
     """
 
     _how_to_save_one_file = "ModelParallelStrategy(..., save_distributed_checkpoint=False)"
 
     def __init__(
         self,
-        parallelize_fn: Callable[[Any, DeviceMesh], Any],
+        parallelize_fn: Callable[[Any, DeviceMesh], Any] | None = None,
         data_parallel_size: int | Literal["auto"] = "auto",
         tensor_parallel_size: int | Literal["auto"] = "auto",
         save_distributed_checkpoint: bool = True,
         process_group_backend: str | None = None,
         timeout: timedelta | None = default_pg_timeout,
+        *,
+        plan: Mapping[str, Any] | None = None,
+        replicate_size: int | Literal["auto"] = 1,
+        context_parallel_size: int = 1,
     ) -> None:
-        if inspect.isclass(parallelize_fn) or not callable(parallelize_fn):
-            raise ArgumentTypeError(
-                f"ModelParallelStrategy(parallelize_fn={parallelize_fn!r}) is no function. It says how the module is"
-                " split. Pass a function of (module, device_mesh) that returns the module."
+        self._plan = None if plan is None else Plan(plan)
+        if plan is None:
+            _check_function(parallelize_fn)
+        elif parallelize_fn is not None:
+            raise ConfigurationError(
+                f"ModelParallelStrategy(parallelize_fn={_shown(parallelize_fn)}, plan=...) says twice how the module is"
+                " split. A plan does what such a function would do. Pass one of them."
             )
-        for name, size in (("data_parallel_size", data_parallel_size), ("tensor_parallel_size", tensor_parallel_size)):
-            if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-                raise ConfigurationError(
-                    f"ModelParallelStrategy({name}={size!r}) is no number of processes. An axis of the mesh has at"
-                    " least one. Pass a positive int, or 'auto'."
-                )
-        _check_parameters(parallelize_fn)
+        self._asked_sizes = {REPLICATE: replicate_size, DATA: data_parallel_size, TENSOR: tensor_parallel_size}
+        for axis, size in self._asked_sizes.items():
+            _check_size(axis, size)
+        check_count(self, "context_parallel_size", context_parallel_size, "It is how many processes share a sequence.")
+        if context_parallel_size > 1 and (self._plan is None or not self._plan.splits_sequences):
+            raise ConfigurationError(
+                f"ModelParallelStrategy(context_parallel_size={context_parallel_size}) has no attention that is over"
+                " several processes. Each would attend to its own part of the sequence only. Pass a plan that names the"
+                " modules with attention, as in plan={'blocks.*.attention': 'ring'}."
+            )
+        self._context = context_parallel_size
         check_flag(self, "save_distributed_checkpoint", save_distributed_checkpoint)
         super().__init__(
             process_group_backend=process_group_backend, timeout=timeout, saves_shards=save_distributed_checkpoint
         )
         self._parallelize_fn = parallelize_fn
-        self._data_parallel_size: Size = data_parallel_size
-        self._tensor_parallel_size: Size = tensor_parallel_size
+        self._sizes: MeshSizes | None = None
+        self._context_mesh: DeviceMesh | None = None
+
+    @property
+    def plan(self) -> Plan | None:
+        """What is split, and how; None where a function of the user's, or the module, does it."""
+        return self._plan
+
+    def mesh_sizes(self, num_nodes: int, num_processes: int) -> MeshSizes:
+        """How many processes are along each axis, with `num_processes` on each of `num_nodes` machines.
+
+        Raises:
+            ConfigurationError: If the sizes that were asked for do not fit.
+        """
+        splits_tensors = self._plan is None or self._plan.splits_tensors
+        return mesh_sizes(
+            self._asked_sizes, num_nodes, num_processes, splits_tensors=splits_tensors, context=self._context
+        )
 
     @property
     def precision(self) -> Precision:
@@ -89,10 +135,42 @@ class ModelParallelStrategy(MeshStrategy):
         self._precision = precision
 
     @property
+    def sizes(self) -> MeshSizes:
+        """How many processes are along each axis."""
+        if self._sizes is None:
+            self._sizes = self.mesh_sizes(self.num_nodes, self.num_processes)
+        return self._sizes
+
+    @property
     def distributed_sampler_kwargs(self) -> dict[str, Any] | None:
         """Processes that work on the same batches together see the same data."""
-        data = self.device_mesh[AXES[0]]
-        return {"num_replicas": data.size(), "rank": data.get_local_rank()}
+        return {"num_replicas": self.sizes.num_shares, "rank": self.sizes.share(self.global_rank)}
+
+    def part_of_sequence(self, batch: Any, axis: int = 1) -> Any:
+        """What this process sees of a batch: of each tensor that has this axis, its part of it; the rest as it is.
+
+        With `context_parallel_size=1`, the batch. What depends on the place in the sequence (positions, labels that
+        are shifted by one) has to be in the batch before.
+
+        Raises:
+            ConfigurationError: If a length is no multiple of the number of parts.
+        """
+        return part_of_sequence(batch, self.sizes.context_rank(self.global_rank), self.sizes.context, axis)
+
+    def configure_launcher(self) -> Launcher:
+        """Runs the program again in every process.
+
+        Raises:
+            ConfigurationError: If the sizes of the axes do not fit the number of processes: before one is started.
+        """
+        sizes = self.mesh_sizes(self.num_nodes, self.num_processes)
+        if sizes.crosses_machines(TENSOR, self.num_processes):
+            rank_zero_warn(
+                f"ModelParallelStrategy(tensor_parallel_size={sizes.of(TENSOR)}) runs over several machines with"
+                f" {self.num_processes} processes on each. Along this axis processes talk in every layer, and networks"
+                f" are slow for that. Pass a size that divides {self.num_processes}."
+            )
+        return super().configure_launcher()
 
     def setup_environment(self) -> None:
         """Take the device, join the other processes, and take a place in the mesh.
@@ -100,18 +178,45 @@ class ModelParallelStrategy(MeshStrategy):
         Raises:
             ConfigurationError: If the sizes of the axes do not fit the number of processes.
         """
-        sizes = axis_sizes(self._data_parallel_size, self._tensor_parallel_size, self.num_nodes, self.num_processes)
+        self._sizes = self.mesh_sizes(self.num_nodes, self.num_processes)
         super().setup_environment()
         if self._mesh is None:
-            self._mesh = init_device_mesh(self.root_device.type, sizes, mesh_dim_names=AXES)
+            sizes = self._sizes
+            self._mesh = init_device_mesh(self.root_device.type, sizes.shape, mesh_dim_names=sizes.names)
+            if sizes.context > 1:
+                # The same processes in the same order, with the groups of neighbours as an axis of their own.
+                shape = (sizes.num_shares, sizes.context, sizes.of(TENSOR))
+                names = ("shares", "context_parallel", TENSOR)
+                self._context_mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)[names[1]]
 
-    def split_module(self, module: Module) -> Module:
-        """What `parallelize_fn` makes of the module, with memory where it has none.
+    def no_backward_sync(self, module: Module, enabled: bool) -> AbstractContextManager[Any]:
+        """Backward inside adds up gradients without exchanging them, if `enabled`; nothing where all see the same data.
 
         Raises:
-            ArgumentTypeError: If that is no module.
-            ConfigurationError: If it left an axis of the mesh without use.
+            ArgumentTypeError: If nothing in the module exchanges gradients.
         """
+        return super().no_backward_sync(module, enabled and self.sizes.num_data > 1)
+
+    def split_module(self, module: Module) -> Module:
+        """The module, split by the plan or by `parallelize_fn`, with memory where it has none.
+
+        Raises:
+            ArgumentTypeError: If the function returns no module.
+            ConfigurationError: If the plan does not fit the module, or the function left an axis without use.
+        """
+        if self._plan is not None:
+            split_by_plan(module, self._plan, self.device_mesh, self.root_device, self._context_mesh)
+            found = module
+        else:
+            found = self._split_by_function(module)
+        self._give_memory(found)
+        for tensor in [*found.parameters(), *found.buffers()]:
+            if not is_dtensor(tensor):
+                tensor.data = tensor.data.to(self.root_device)
+        return found
+
+    def _split_by_function(self, module: Module) -> Module:
+        assert self._parallelize_fn is not None
         name = type(module).__name__
         found = self._parallelize_fn(module, self.device_mesh)
         if not isinstance(found, Module):
@@ -120,10 +225,6 @@ class ModelParallelStrategy(MeshStrategy):
                 f" {type(found).__name__}. What it returns is trained. Let it return the module."
             )
         self._check_split(found, name)
-        self._give_memory(found)
-        for tensor in [*found.parameters(), *found.buffers()]:
-            if not is_dtensor(tensor):
-                tensor.data = tensor.data.to(self.root_device)
         return found
 
     def _check_split(self, module: Module, name: str) -> None:
@@ -134,16 +235,23 @@ class ModelParallelStrategy(MeshStrategy):
         used = {rank for mesh in meshes for rank in mesh.mesh.flatten().tolist()}
         for axis, harm, advice in (
             (
-                AXES[0],
+                DATA,
                 "their gradients would not be averaged, and the replicas would drift apart",
                 "Let it call fully_shard(module, mesh=device_mesh['data_parallel'])",
             ),
             (
-                AXES[1],
+                REPLICATE,
+                "their gradients would not be averaged, and the replicas would drift apart",
+                "Let it call fully_shard(module, mesh=device_mesh['replicate', 'data_parallel'])",
+            ),
+            (
+                TENSOR,
                 "they would all compute the same",
                 "Let it call parallelize_module(module, device_mesh['tensor_parallel'], plan)",
             ),
         ):
+            if axis not in (self.device_mesh.mesh_dim_names or ()):
+                continue
             peers = set(self.device_mesh[axis].mesh.flatten().tolist()) - {self.global_rank}
             if trained and peers and not peers & used:
                 raise ConfigurationError(
@@ -163,35 +271,22 @@ class ModelParallelStrategy(MeshStrategy):
         warn_without_values(without_values)
 
 
-def axis_sizes(data: Size, tensor: Size, num_nodes: int, num_processes: int) -> tuple[int, int]:
-    """The sizes of the two axes of the mesh.
-
-    Args:
-        data, tensor: As the user asked.
-        num_nodes, num_processes: How many machines, and processes on each.
-
-    Raises:
-        ConfigurationError: If the product of the sizes is not the number of processes.
-
-    >>> axis_sizes("auto", 2, num_nodes=1, num_processes=8)
-    (4, 2)
-    """
-    world_size = num_nodes * num_processes
-    if data == "auto" and tensor == "auto":
-        return num_nodes, num_processes
-    given = data if tensor == "auto" else tensor
-    assert isinstance(given, int)
-    sizes = (
-        world_size // given if data == "auto" else data,
-        world_size // given if tensor == "auto" else tensor,
-    )
-    if sizes[0] * sizes[1] != world_size:
-        raise ConfigurationError(
-            f"ModelParallelStrategy(data_parallel_size={data!r}, tensor_parallel_size={tensor!r}) does not fit"
-            f" {world_size} processes. Every process has one place in the mesh."
-            f" Pass sizes whose product is {world_size}, or other devices or num_nodes."
+def _check_function(parallelize_fn: object) -> None:
+    if inspect.isclass(parallelize_fn) or not callable(parallelize_fn):
+        raise ArgumentTypeError(
+            f"ModelParallelStrategy(parallelize_fn={parallelize_fn!r}) is no function. It says how the module is"
+            " split. Pass a function of (module, device_mesh) that returns the module, or"
+            " plan={'pattern of names': 'style'}."
         )
-    return sizes
+    _check_parameters(parallelize_fn)
+
+
+def _check_size(axis: str, size: Size) -> None:
+    if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        raise ConfigurationError(
+            f"ModelParallelStrategy({axis}_size={size!r}) is no number of processes. An axis of the mesh has at"
+            " least one. Pass a positive int, or 'auto'."
+        )
 
 
 def _check_parameters(parallelize_fn: Callable[..., Any]) -> None:
@@ -207,5 +302,5 @@ def _check_parameters(parallelize_fn: Callable[..., Any]) -> None:
         pass
 
 
-def _shown(function: Callable[..., Any]) -> str:
+def _shown(function: object) -> str:
     return getattr(function, "__name__", repr(function))

@@ -238,7 +238,7 @@ class ShardedStrategy(ProcessGroupStrategy, ABC):
             path, state, strict: See `Strategy.load_checkpoint`.
             weights_only: False reads the whole file on every process, and runs what is in it: for files that you trust.
         """
-        from fulmen.fabric.checkpoint_io.sharded import is_sharded
+        from fulmen.fabric.checkpoint_io.sharded_names import is_sharded
 
         refuse_empty(path, state)
         path = self.broadcast(os.fspath(path))

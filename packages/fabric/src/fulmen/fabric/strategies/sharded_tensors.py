@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fulmen.fabric.errors import CheckpointError, ConfigurationError
@@ -142,7 +143,7 @@ def gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
 def total_norm(tensors: Sequence[Tensor], norm_type: float, device: torch.device) -> Tensor:
     """The norm of all tensors taken as one, the same on every process; a plain scalar.
 
-    One small collective for all tensors that are split over the same axes of the same mesh.
+    One small collective per axis for all tensors that are split over the same axes of the same mesh.
 
     Args:
         tensors: DTensors of any mesh, and plain tensors, which are the same on every process.
@@ -175,12 +176,12 @@ def _power(key: Any, parts: list[Tensor], norm_type: float) -> Tensor:
     power: Tensor = norm if math.isinf(norm_type) else norm**norm_type
     if key is None:
         return power
-    from torch.distributed.tensor import DTensor, Partial, Replicate
-
     mesh, is_split = key
-    reduction = Partial("max" if math.isinf(norm_type) else "sum")
-    placements = [reduction if split else Replicate() for split in is_split]
-    whole: Tensor = DTensor.from_local(power, mesh, placements, run_check=False).full_tensor()
+    operation = dist.ReduceOp.MAX if math.isinf(norm_type) else dist.ReduceOp.SUM
+    whole: Tensor = power.to(mesh.device_type)  # parameters that wait on the CPU
+    for axis, split in enumerate(is_split):
+        if split:
+            dist.all_reduce(whole, op=operation, group=mesh.get_group(axis))
     return whole
 
 

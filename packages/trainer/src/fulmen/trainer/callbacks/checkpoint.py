@@ -1,5 +1,6 @@
 """The base of all callbacks that save checkpoints."""
 
+import warnings
 import weakref
 
 from fulmen.trainer._typing import Trainer
@@ -21,6 +22,18 @@ class Checkpoint(Callback):
             self._awaited = (*self._awaited, path)
         else:
             self._tell_all(trainer)
+
+    def fails_alone(self, trainer: Trainer) -> bool:
+        """Has the run failed in this process, and not in the others? A checkpoint needs all: it would wait for ever."""
+        if trainer.world_size == 1 or trainer.context.signals.end_together():
+            return False
+        warnings.warn(  # in this process, whichever it is: the others are in work
+            f"{type(self).__name__} saves nothing: the run failed in rank {trainer.global_rank} of {trainer.world_size}"
+            " alone. A checkpoint is written by all of them, and the others wait elsewhere for this one."
+            " Go on from the last checkpoint that was saved before.",
+            stacklevel=2,
+        )
+        return True
 
     def on_checkpoint_saved(self, trainer: Trainer, pl_module: LightningModule, path: str) -> None:
         """The loggers may read it now."""

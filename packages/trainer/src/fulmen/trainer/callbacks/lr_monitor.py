@@ -69,6 +69,7 @@ class LearningRateMonitor(Callback):
         self.last_momentum_values: dict[str, float | None] = {}
         self.last_weight_decay_values: dict[str, float | None] = {}
         self._groups: list[NamedGroup] = []
+        self._schedulers: list[Any] = []  # of which the names were settled
 
     def on_train_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Settle the names."""
@@ -77,7 +78,7 @@ class LearningRateMonitor(Callback):
                 "LearningRateMonitor has nowhere to log to. The Trainer has no logger."
                 " Remove the callback, or pass Trainer(logger=True)."
             )
-        self._groups = list(_named_groups(trainer))
+        self._settle(trainer)
         names = [group.name for group in self._groups]
         self.lrs = {name: [] for name in names}
         self.last_momentum_values = {f"{name}-momentum": None for name in names}
@@ -101,7 +102,14 @@ class LearningRateMonitor(Callback):
         if self.logging_interval != "step":
             self._log(trainer, "epoch")
 
+    def _settle(self, trainer: Trainer) -> None:
+        self._schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        self._groups = list(_named_groups(trainer))
+
     def _log(self, trainer: Trainer, interval: str) -> None:
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        if schedulers != self._schedulers:  # a callback has put others in their place, as SWA does
+            self._settle(trainer)
         row: dict[str, float] = {}
         for group in self._groups:
             # What has no scheduler may be changed by the user at any time.
@@ -109,7 +117,7 @@ class LearningRateMonitor(Callback):
                 continue
             values = group.values
             row[group.name] = rate = float(values["lr"])
-            self.lrs[group.name].append(rate)
+            self.lrs.setdefault(group.name, []).append(rate)
             if self.log_momentum:
                 name = f"{group.name}-momentum"
                 row[name] = self.last_momentum_values[name] = _momentum(values)

@@ -29,6 +29,16 @@ def mask_of(layer: nn.Module, name: str) -> Tensor | None:
     return getattr(layer, f"{name}_mask") if is_masked(layer, name) else None
 
 
+def buffers_without_masks(module: nn.Module) -> Iterator[Tensor]:
+    """The buffers of `module` and the modules in it, in their order, each once."""
+    seen = set()
+    for layer in module.modules():
+        for name, buffer in layer.named_buffers(recurse=False):
+            if id(buffer) not in seen and not (name.endswith("_mask") and is_masked(layer, name.removesuffix("_mask"))):
+                seen.add(id(buffer))
+                yield buffer
+
+
 def put_mask(layer: nn.Module, name: str, mask: Tensor) -> None:
     """Put this mask on, or in the place of the one that is there."""
     parameter = parameter_of(layer, name)

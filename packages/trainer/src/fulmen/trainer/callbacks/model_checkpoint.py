@@ -210,7 +210,7 @@ class ModelCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save, if so asked."""
-        if not self.save_on_exception or self._is_idle(trainer):
+        if not self.save_on_exception or self._is_idle(trainer) or self.fails_alone(trainer):
             return
         values = values_of(trainer)
         self._save_checkpoint(trainer, self._free_path(trainer, values, self.filename, reusable=""))
@@ -428,6 +428,7 @@ class ModelCheckpoint(Checkpoint):
             state_dict, saved_dir = moved, self.dirpath
         if self.dirpath == saved_dir:
             self.best_model_score = state_dict["best_model_score"]
+            self.current_score = state_dict.get("current_score", self.current_score)
             self.kth_best_model_path = state_dict.get("kth_best_model_path", self.kth_best_model_path)
             self.kth_value = state_dict.get("kth_value", self.kth_value)
             self.best_k_models = dict(state_dict.get("best_k_models", self.best_k_models))

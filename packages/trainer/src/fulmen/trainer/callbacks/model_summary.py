@@ -44,6 +44,10 @@ class ModelSummary(Callback):
             )
 
     def _summary(self, trainer: Trainer, pl_module: LightningModule) -> Summary:
+        if any(hasattr(parameter, "ds_numel") for parameter in pl_module.parameters()):  # split by DeepSpeed
+            from fulmen.trainer.summary.deepspeed import DeepSpeedSummary
+
+            return DeepSpeedSummary(pl_module, max_depth=self._max_depth)
         return Summary(pl_module, max_depth=self._max_depth)
 
     @staticmethod

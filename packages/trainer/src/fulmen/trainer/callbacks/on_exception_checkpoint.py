@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fulmen.fabric.errors import ConfigurationError
-from fulmen.fabric.filesystem import exists
+from fulmen.fabric.filesystem import check_writable, exists
 from fulmen.trainer._typing import Trainer
 from fulmen.trainer.callbacks.checkpoint import Checkpoint
 
@@ -34,6 +34,7 @@ class OnExceptionCheckpoint(Checkpoint):
         self.dirpath = dirpath
         self.filename = filename
         self._has_failed = False
+        self._can_save = True
 
     @property
     def ckpt_path(self) -> str:
@@ -44,10 +45,22 @@ class OnExceptionCheckpoint(Checkpoint):
         """The same, as the search for checkpoints asks for it."""
         return self.ckpt_path
 
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """See that it could save; when a run has failed it is too late.
+
+        Raises:
+            ConfigurationError: If the folder cannot be written.
+        """
+        self._can_save = False
+        if trainer.is_global_zero:
+            check_writable(self.dirpath, f"{type(self).__name__}(dirpath={os.fspath(self.dirpath)!r})")
+        self._can_save = True
+
     def on_exception(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         """Save."""
         self._has_failed = True
-        trainer.save_checkpoint(self.ckpt_path)
+        if self._can_save and not self.fails_alone(trainer):
+            trainer.save_checkpoint(self.ckpt_path)
 
     def teardown(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         """Remove what an earlier failure left, once a run has succeeded."""

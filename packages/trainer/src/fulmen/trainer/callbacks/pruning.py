@@ -23,6 +23,8 @@ from fulmen.trainer.callbacks.masked_weights import (
     take_mask_off,
 )
 from fulmen.trainer.callbacks.pruning_method import apply_to_all, choose_method
+from fulmen.trainer.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
+from fulmen.trainer.callbacks.weight_averaging import WeightAveraging
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
 
@@ -39,6 +41,8 @@ class ModelPruning(Callback):
 
     With the lottery ticket hypothesis (https://arxiv.org/abs/1803.03635) the weights that are left go back to their
     first values when the next epoch begins; checkpoints and the end of the fit hold trained ones.
+
+    With a callback that averages weights, pass that one first: the average is pruned, too.
 
     Args:
         pruning_fn: "l1_unstructured", "random_unstructured", "ln_structured", "random_structured", a subclass of
@@ -57,7 +61,8 @@ class ModelPruning(Callback):
         prune_on_train_epoch_end: Prune after training epochs, or after validations?
 
     Raises:
-        ConfigurationError: For a contradiction, at once; when a fit begins, for a module whose parameters are sharded.
+        ConfigurationError: For a contradiction, at once; when a fit begins, for a module whose parameters are sharded,
+            or an average that comes after it.
         ArgumentTypeError: For an argument of the wrong kind.
     """
 
@@ -198,6 +203,7 @@ class ModelPruning(Callback):
         self._trainer = trainer
         if stage == "fit":
             self._forget()
+            self._check_order(trainer)
             if self._given or next(pl_module.parameters(), None) is not None:
                 self._choose(pl_module)
 
@@ -280,6 +286,17 @@ class ModelPruning(Callback):
         self._restored = {**self._restored, **state_dict}
 
     # ---- inside
+
+    def _check_order(self, trainer: Trainer) -> None:
+        """An average that is put into the module after the masks have gone would bring back what was pruned."""
+        for callback in trainer.callbacks[trainer.callbacks.index(self) + 1 :]:
+            if isinstance(callback, (StochasticWeightAveraging, WeightAveraging)):
+                name = type(callback).__name__
+                raise ConfigurationError(
+                    f"Trainer(callbacks=...) has ModelPruning before {name}. The average would come into the module"
+                    f" after pruning has ended, with what was pruned in it. Pass {name} first: callbacks act in the"
+                    " order given."
+                )
 
     def _choose(self, pl_module: LightningModule) -> None:
         found = self.sanitize_parameters_to_prune(pl_module, self._given, self._names)

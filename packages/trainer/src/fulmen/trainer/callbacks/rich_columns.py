@@ -48,7 +48,7 @@ def rich_parts() -> SimpleNamespace:
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
     from rich.progress_bar import ProgressBar as Bar
     from rich.style import Style
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     class CustomBarColumn(BarColumn):
@@ -73,7 +73,7 @@ def rich_parts() -> SimpleNamespace:
 
         def __init__(self, style: str | Style) -> None:
             self.style = style
-            super().__init__()
+            super().__init__(Column(no_wrap=True))  # on a narrow screen the bar gets shorter, not this
 
         def render(self, task: Task) -> RenderableType:
             """How many batches are done, and of how many."""
@@ -86,7 +86,11 @@ def rich_parts() -> SimpleNamespace:
 
         def __init__(self, style: str | Style) -> None:
             self.style = style
-            super().__init__()
+            super().__init__(Column(no_wrap=True))
+
+        def __call__(self, task: Task) -> Text:
+            """Both times; rich would keep those of the last epoch until the first batch of this one is done."""
+            return self.render(task)
 
         def render(self, task: Task) -> Text:
             """Both times."""
@@ -97,7 +101,7 @@ def rich_parts() -> SimpleNamespace:
 
         def __init__(self, style: str | Style) -> None:
             self.style = style
-            super().__init__()
+            super().__init__(Column(no_wrap=True))
 
         def render(self, task: Task) -> RenderableType:
             """The rate."""

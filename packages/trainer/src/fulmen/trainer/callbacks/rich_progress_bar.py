@@ -377,7 +377,7 @@ class RichProgressBar(ProgressBar):
         task = self._task(task_id)
         task.total = total if isfinite(total) else None
         # Not drawn: `visible` and the count come with the next drawing.
-        self.progress.reset(task_id, description=what, visible=visible)
+        self.progress.reset(task_id, description=what, visible=visible, per_second=0.0)
 
     def _begin(self, pace: Pace, *, at_once: bool = True) -> None:
         pace.begin(

@@ -144,7 +144,7 @@ class StochasticWeightAveraging(Callback):
         state = restored["average_model_state"]
         with torch.no_grad():
             for (name, _), average in zip(pl_module.named_parameters(), self._average.parameters(), strict=True):
-                average.copy_(state[name])
+                average.copy_(state[name] if name in state else state[f"{name}_orig"])  # it was pruned
         self.n_averaged = torch.tensor(restored["n_averaged"])
         self._latest_update_epoch = restored["latest_update_epoch"]
 
@@ -179,10 +179,12 @@ class StochasticWeightAveraging(Callback):
             average_state = self._module.state_dict()
             for (name, _), average in zip(self._module.named_parameters(), self._average.parameters(), strict=True):
                 average_state[name] = average.detach()
+        # That of torch 2.9 holds the function by which it anneals; the one that loads it has its own.
+        scheduler = None if self._scheduler is None else self._scheduler.state_dict()
         return {
             "n_averaged": 0 if self.n_averaged is None else int(self.n_averaged),
             "latest_update_epoch": self._latest_update_epoch,
-            "scheduler_state": None if self._scheduler is None else self._scheduler.state_dict(),
+            "scheduler_state": None if scheduler is None else {k: v for k, v in scheduler.items() if not callable(v)},
             "average_model_state": average_state,
         }
 

@@ -41,6 +41,7 @@ class ThroughputMonitor(Callback):
         self.available_flops: float | None = kwargs.get("available_flops")
         Throughput(**kwargs)  # says at once what is wrong with them
         self._measured: dict[Stage, _Measured] = {}
+        self._restored: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ask what the device can do at best."""
@@ -52,12 +53,14 @@ class ThroughputMonitor(Callback):
         strategy = trainer.strategy
         if self.available_flops is None:
             self.available_flops = get_available_flops(strategy.root_device, strategy.precision_plugin.compute_dtype)
-        arguments = {**self.kwargs, "available_flops": self.available_flops, "world_size": trainer.world_size}
+        arguments = {**self.kwargs, "available_flops": self.available_flops, "world_size": strategy.data_share[1]}
         self._measured = {stage: _Measured(Throughput(**arguments)) for stage in _STAGES}
+        self._restored = {}
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        """The time of training begins."""
+        """The time of training begins, or goes on."""
         self._begin(Stage.TRAIN)
+        self._measured[Stage.TRAIN].go_on_from(self._restored)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
@@ -114,6 +117,15 @@ class ThroughputMonitor(Callback):
         """Log."""
         self._log(trainer, Stage.PREDICT, self._measured[Stage.PREDICT].batches)
 
+    def state_dict(self) -> dict[str, Any]:
+        """How much this fit has trained on, in how many seconds."""
+        measured = self._measured.get(Stage.TRAIN)
+        return {} if measured is None else measured.totals()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on from there; rates begin anew."""
+        self._restored = dict(state_dict)
+
     def _begin(self, stage: Stage) -> None:
         self._measured[stage].begin()
 
@@ -154,6 +166,15 @@ class _Measured:
         self.batches = self.samples = self.items = 0
         self._began_s = time.perf_counter()
         self._paused_s = None
+
+    def totals(self) -> dict[str, Any]:
+        seconds = (self._paused_s or time.perf_counter()) - self._began_s
+        return {"batches": self.batches, "samples": self.samples, "items": self.items, "seconds": seconds}
+
+    def go_on_from(self, totals: dict[str, Any]) -> None:
+        if totals:
+            self.batches, self.samples, self.items = totals["batches"], totals["samples"], totals["items"]
+            self._began_s -= totals["seconds"]
 
     def pause(self) -> None:
         self._paused_s = time.perf_counter()

@@ -3,11 +3,25 @@
 import math
 import os
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 from tqdm import tqdm
 
-_LINE_FORMAT = "{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+# With a bar, and then what is left of it on narrower screens: the numbers that a person waits for come last.
+FORMATS = (
+    "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]",
+    "{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]",
+    "{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+    "{desc}{n_fmt}/{total_fmt}{postfix}",
+)
+# Without a total there is nothing that a bar could show, and nobody knows how long it will take.
+_FORMATS_WITHOUT_TOTAL = (
+    "{desc}{n_fmt}/{total_fmt} [{elapsed}, {rate_noinv_fmt}{postfix}]",
+    "{desc}{n_fmt}/{total_fmt} [{elapsed}{postfix}]",
+    "{desc}{n_fmt}/{total_fmt}{postfix}",
+)
+_MIN_BAR = 5
 
 
 def can_draw_over(file: Any) -> bool:
@@ -44,8 +58,10 @@ class Tqdm(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.is_plain = not can_draw_over(kwargs.get("file") or sys.stderr)
         self._is_quiet = False
+        # Narrowed for good, until the screen changes: what comes and goes makes a screen restless.
+        self._narrowed: tuple[Any, int] = (None, 0)
         if self.is_plain:
-            kwargs["bar_format"] = _LINE_FORMAT
+            kwargs["bar_format"] = FORMATS[1]
             kwargs["desc"] = f"{kwargs.get('desc') or 'Progress'}: "  # as set_description ends it
         super().__init__(*args, **kwargs)
 
@@ -53,6 +69,28 @@ class Tqdm(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
     def format_num(n: int | float | str) -> str:
         """Numbers as they stand in the bar."""
         return short_number(n)
+
+    def __str__(self) -> str:
+        """The bar in the width that there is; formats of your own are left alone."""
+        values = self.format_dict
+        if values["bar_format"] not in FORMATS:
+            return super().__str__()
+        if values["prefix"] and not values["prefix"].endswith(": "):
+            values["prefix"] += ": "
+        width = None if self.is_plain else values["ncols"]
+        formats = _FORMATS_WITHOUT_TOTAL if not values["total"] else FORMATS[self.is_plain :]
+        if width is None:
+            return str(self.format_meter(**{**values, "ncols": None, "bar_format": formats[0]}))
+        at = self._narrowed[1] if self._narrowed[0] == (width, len(formats)) else 0
+        while at < len(formats) - 1 and self._least(values, formats[at]) > width:
+            at += 1
+        self._narrowed = (width, len(formats)), at
+        return str(self.format_meter(**{**values, "bar_format": formats[at]}))
+
+    def _least(self, values: MutableMapping[str, Any], wanted: str) -> int:
+        """How much room a format needs."""
+        bar = _MIN_BAR if "{bar}" in wanted else 0
+        return bar + len(self.format_meter(**{**values, "ncols": None, "bar_format": wanted.replace("{bar}", "")}))
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Draw, where lines can be drawn over."""

@@ -255,7 +255,7 @@ class TQDMProgressBar(ProgressBar):
 
     def on_sanity_check_end(self, *_: Any) -> None:
         """Its bar goes."""
-        self._val_bar.close()
+        _dismiss(self._val_bar)
         self._val_bar = None
         self._above.end()
         self.reset_dataloader_idx_tracker()
@@ -301,7 +301,7 @@ class TQDMProgressBar(ProgressBar):
         if self._train_bar is None:
             self._finish(self._val_bar)
         else:
-            self._val_bar.close()
+            _dismiss(self._val_bar)
             self._train_bar.last_print_t = time()  # validation is no part of the rate of training
             self._draw_between_steps(trainer, pl_module)
         self._val_bar = None
@@ -410,6 +410,12 @@ class TQDMProgressBar(ProgressBar):
         self._val_bar = None
         self._above.end()
         self._train_pace.next_s = self._eval_pace.next_s = NEVER_S
+
+
+def _dismiss(bar: Any) -> None:
+    """A bar goes whose work is done: a widget that is closed before its last batch would stay, in red."""
+    bar.n = max(bar.n, bar.total or 0)
+    bar.close()
 
 
 def _known_by_now(bar: Any, done: int) -> None:

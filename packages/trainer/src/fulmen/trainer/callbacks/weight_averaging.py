@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, MisconfigurationException
 from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.trainer._typing import Trainer
+from fulmen.trainer.callbacks.masked_weights import buffers_without_masks
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.core.needs import STEP_OUTPUT
@@ -207,7 +208,8 @@ class WeightAveraging(Callback):
 
     def _update(self, pl_module: LightningModule) -> None:
         assert self._average is not None
-        self._average.update_parameters(pl_module)
+        trained: Any = _WithoutMasks(pl_module)
+        self._average.update_parameters(trained)
         self._has_average = True
 
     def _agree(self, trainer: Trainer) -> None:
@@ -308,19 +310,33 @@ class EMAWeightAveraging(WeightAveraging):
 
 
 class Tensors(nn.Module):
-    """The parameters and buffers of a module in its order, without its layers: cheap to copy, whatever they hold."""
+    """The parameters and buffers of a module in its order, without its layers: cheap to copy, whatever they hold.
+
+    Masks of pruning are left out: they come while a module is trained, and an average of them is no mask.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         for index, parameter in enumerate(module.parameters()):
             self.register_parameter(f"parameter{index}", parameter)
-        for index, buffer in enumerate(module.buffers()):
+        for index, buffer in enumerate(buffers_without_masks(module)):
             self.register_buffer(f"buffer{index}", buffer.detach())
 
 
 def tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Parameters, then buffers."""
-    return chain(module.parameters(), module.buffers())
+    """Parameters, then buffers; without masks."""
+    return chain(module.parameters(), buffers_without_masks(module))
+
+
+class _WithoutMasks:
+    """What an average takes in of a module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.parameters = module.parameters
+        self._module = module
+
+    def buffers(self) -> Iterator[Tensor]:
+        return buffers_without_masks(self._module)
 
 
 @torch.no_grad()

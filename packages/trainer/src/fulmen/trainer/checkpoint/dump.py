@@ -50,7 +50,7 @@ def dump(
     if not weights_only:
         checkpoint["callbacks"] = callback_states(run)
         checkpoint["optimizer_states"] = [strategy.optimizer_state(optimizer) for optimizer in strategy.optimizers]
-        checkpoint["lr_schedulers"] = [config.scheduler.state_dict() for config in strategy.lr_scheduler_configs]
+        checkpoint["lr_schedulers"] = [_plain_state(config.scheduler) for config in strategy.lr_scheduler_configs]
         precision = strategy.precision_plugin
         if state := precision.state_dict():
             checkpoint[type(precision).__qualname__] = state
@@ -77,16 +77,26 @@ def callback_states(run: RunContext) -> dict[str, Any]:
 def _own_state(run: RunContext, position: FitPosition) -> dict[str, Any]:
     """What the reference does not keep: random numbers, the place in the data, sums of metrics and gradients."""
     prepared = run.data.prepared.get(Stage.TRAIN)
-    validation = position.validation
+    validation, cut = position.validation, position.cut
     return {
         "form": FULMEN_FORM,
         "world_size": run.strategy.world_size,
         "seed": run_seed() if run.data.seed is None else run.data.seed,
         "rng": run.strategy.gather_objects(validation.rng or collect_rng_state()),
-        # Each process has read its own share, and has its own sums.
-        "data": run.strategy.gather_objects(prepared.state_dict()) if prepared is not None else None,
-        "metrics": run.strategy.gather_objects(run.metrics.state_dict()),
+        # Of each process that sees other data how far they were read, and its sums.
+        "data": run.strategy.gather_different(prepared.state_dict()) if prepared is not None else None,
+        "metrics": run.strategy.gather_different(run.metrics.state_dict()),
         "validation": {"seen_batches": validation.seen_batches, "under_way": validation.is_under_way},
+        "since_validation_s": position.since_validation_s,
         "owed": position.owed,
         "gradients": position.gradients,
+        "cut": None
+        if cut is None
+        else {"fit_loop": dict(cut.fit_loop), "metrics": run.strategy.gather_objects(cut.metrics)},
     }
+
+
+def _plain_state(scheduler: Any) -> dict[str, Any]:
+    """Without the function by which torch 2.9's SWALR anneals; the one that loads the state has its own."""
+    state: dict[str, Any] = scheduler.state_dict()
+    return {key: value for key, value in state.items() if key != "anneal_func"} if "anneal_func" in state else state

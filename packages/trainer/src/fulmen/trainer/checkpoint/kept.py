@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fulmen.fabric.checkpoint_io.lazy import lazy_load
-from fulmen.fabric.checkpoint_io.sharded import is_sharded
+from fulmen.fabric.checkpoint_io.sharded_names import is_deepspeed, is_sharded
 from fulmen.fabric.checkpoint_io.torch import TorchCheckpointIO
 from fulmen.fabric.checkpoint_io.verify import written_at
 from fulmen.fabric.errors import CheckpointError, CheckpointKeyError
@@ -194,6 +194,10 @@ def _read(path: str) -> Mapping[str, Any]:
                 folder.load(asked)
                 state.update(asked)
         return state
+    if is_deepspeed(path):
+        from fulmen.fabric.checkpoint_io.deepspeed_folder import DeepSpeedFolder
+
+        return DeepSpeedFolder(path).client_state()
     if not is_local(path):
         return TorchCheckpointIO().load_checkpoint(path)
     try:

@@ -27,6 +27,21 @@ class ValidationPosition:
 
 
 @dataclass(frozen=True)
+class CutEpoch:
+    """Where a fit was when it ended inside an epoch: `max_steps` was reached, or a stop was asked for.
+
+    Hooks hear that the epoch has ended, and it counts as done. A fit that goes on goes on inside it.
+
+    Attributes:
+        fit_loop: The saved form of the counts.
+        metrics: What the rest of the epoch needs of the metrics of this process.
+    """
+
+    fit_loop: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class FitPosition:
     """Where a fit is.
 
@@ -35,8 +50,12 @@ class FitPosition:
         owed: What still follows the batch before, as `loops.resume.Owed` numbers it; known between two batches only.
         gradients: Those that wait for further batches of their accumulation window, of each process by parameter. All
             processes are in the same window, or none is in one.
+        since_validation_s: Seconds since the last validation, or since the fit began.
+        cut: Where it was, if it has ended inside an epoch.
     """
 
     validation: ValidationPosition = field(default_factory=ValidationPosition)
     owed: int = 0
     gradients: Sequence[Mapping[str, Tensor]] | None = None
+    since_validation_s: float = 0.0
+    cut: CutEpoch | None = None

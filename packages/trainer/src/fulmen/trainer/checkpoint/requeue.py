@@ -4,15 +4,15 @@ SLURM then runs the same program again, under the same number. What that run goe
 what this very job has left: other jobs, and strangers, may write to the same folder.
 """
 
-import os
 import subprocess
 from collections.abc import Mapping
 from typing import Any
 
-from fulmen.fabric.checkpoint_io.sharded import is_sharded
+from fulmen.fabric.checkpoint_io.lazy import lazy_load
+from fulmen.fabric.checkpoint_io.sharded_names import is_deepspeed, is_sharded
 from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.environments.slurm import SLURMEnvironment
-from fulmen.fabric.filesystem import is_local, join, list_dir, local_path
+from fulmen.fabric.filesystem import is_local, join, list_dir
 from fulmen.fabric.rank_zero import rank_zero_info, rank_zero_warn
 from fulmen.trainer.checkpoint.dump import FULMEN_KEY
 from fulmen.trainer.checkpoint.paths import next_hpc_name
@@ -94,11 +94,12 @@ def _own_state(path: str) -> Any:
         asked: dict[str, Any] = {FULMEN_KEY: None}
         ShardedFolder(path).load(asked)
         return asked[FULMEN_KEY]
+    if is_deepspeed(path):
+        from fulmen.fabric.checkpoint_io.deepspeed_folder import DeepSpeedFolder
+
+        return DeepSpeedFolder(path).client_state().get(FULMEN_KEY)
     if not is_local(path):
         from fulmen.fabric.checkpoint_io.torch import TorchCheckpointIO
 
         return TorchCheckpointIO().load_checkpoint(path).get(FULMEN_KEY)
-    import torch
-
-    # The tensors stay in the file.
-    return torch.load(os.fspath(local_path(path)), map_location="cpu", weights_only=True, mmap=True).get(FULMEN_KEY)
+    return lazy_load(path, verify=False).get(FULMEN_KEY)  # the tensors stay in the file

@@ -134,9 +134,13 @@ def _check_count(what: str, saved: int, present: int) -> None:
 
 
 def own_state(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What only our checkpoints hold: "rng", "data" and "metrics"; empty for others'."""
+    """What only our checkpoints hold: "rng", "data" and "metrics"; empty for others'.
+
+    Of a fit that has ended inside an epoch, the metrics are those of that epoch: it goes on.
+    """
     state: dict[str, Any] = checkpoint.get(FULMEN_KEY, {})
-    return state
+    cut = state.get("cut")
+    return {**state, "metrics": cut["metrics"]} if cut else state
 
 
 def restore_rng(run: RunContext, state: Mapping[str, Any]) -> None:

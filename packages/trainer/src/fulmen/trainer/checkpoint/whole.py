@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from fulmen.fabric.checkpoint_io.lazy import lazy_load
 from fulmen.fabric.checkpoint_io.leftovers import clean_leftovers
-from fulmen.fabric.checkpoint_io.sharded import is_sharded
+from fulmen.fabric.checkpoint_io.sharded_names import is_deepspeed, is_sharded
 from fulmen.fabric.checkpoint_io.verify import checkpoint_damage, set_aside
 from fulmen.fabric.errors import CheckpointDamagedError, CheckpointError, CheckpointNotFoundError
 from fulmen.fabric.filesystem import exists, is_local, local_path
@@ -30,6 +30,7 @@ class _Found:
 
     path: str | None = None
     passed_over: list[str] = field(default_factory=list)  # with the reasons
+    kept: list[str] = field(default_factory=list)  # what became of those that are damaged
     some_damaged: bool = False
     refused: CheckpointError | OSError | None = None
 
@@ -66,7 +67,8 @@ def load_whole(
             damage = checkpoint_damage(path)
             if damage is not None:
                 raise (CheckpointDamagedError if exists(path) else CheckpointNotFoundError)(damage)
-            keys = set() if is_sharded(path) or not is_local(path) else set(lazy_load(path, verify=False))
+            is_file = is_local(path) and not (is_sharded(path) or is_deepspeed(path))
+            keys = set() if not is_file else set(lazy_load(path, verify=False))
         if fits and choice.asked == "auto" and keys and _NEEDED_BY_FIT not in keys:
             raise CheckpointError(f"{path!r} holds weights only, and a fit cannot go on from these")
 
@@ -78,14 +80,15 @@ def load_whole(
         raise found.refused
     if found.path is None and not choice.may_begin:
         raise (CheckpointDamagedError if found.some_damaged else CheckpointNotFoundError)(
-            f"{call}(ckpt_path={choice.asked!r}) finds no checkpoint that can be loaded. {_listed(found.passed_over)}"
+            f"{call}(ckpt_path={choice.asked!r}) finds no checkpoint that can be loaded."
+            f" {_listed(found.passed_over + found.kept)}"
             " Pass the path of another checkpoint, or leave ckpt_path out to start afresh."
         )
     if found.passed_over:
         taken = f"{found.path} is loaded" if found.path is not None else "Nothing is loaded, and the run starts afresh"
         rank_zero_warn(
             f"{call}(ckpt_path={choice.asked!r}) passed over {len(found.passed_over)} of the checkpoints that it stands"
-            f" for. {_listed(found.passed_over)} {taken}."
+            f" for. {_listed(found.passed_over + found.kept)} {taken}."
         )
     if found.path is None:
         return None, None
@@ -122,7 +125,7 @@ def _first_whole(choice: Choice, judge: Callable[[str], None], *, sets_aside: bo
     found.some_damaged = bool(damaged)
     if sets_aside:
         for path in damaged:
-            found.passed_over.append(_set_aside(path, choice.candidates))
+            found.kept.append(_set_aside(path, choice.candidates))
     return found
 
 

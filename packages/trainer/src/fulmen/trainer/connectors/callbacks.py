@@ -8,7 +8,6 @@ from fulmen.trainer.callbacks.checkpoint import Checkpoint
 from fulmen.trainer.callbacks.model_checkpoint import ModelCheckpoint
 from fulmen.trainer.callbacks.model_summary import ModelSummary
 from fulmen.trainer.callbacks.progress_bar import ProgressBar
-from fulmen.trainer.callbacks.timer import Timer
 from fulmen.trainer.callbacks.tqdm_progress_bar import TQDMProgressBar
 from fulmen.trainer.connectors.hook_calls import check_hook_calls
 from fulmen.trainer.connectors.hook_names import check_hook_names
@@ -57,8 +56,8 @@ def choose_callbacks(
                 raise barebones_conflict(name, value)
     wanted = {name: not settings.barebones if value is None else value for name, value in flags.items()}
     _add_default(found, "enable_checkpointing", wanted, Checkpoint, ModelCheckpoint)
-    if isinstance(settings.max_time, timedelta) and not any(isinstance(callback, Timer) for callback in found):
-        found.append(Timer(settings.max_time))
+    if isinstance(settings.max_time, timedelta):
+        _add_timer(found, settings.max_time)
     _add_default(found, "enable_progress_bar", wanted, ProgressBar, TQDMProgressBar)
     if wanted["enable_model_summary"] and not any(isinstance(callback, ModelSummary) for callback in found):
         found.append(ModelSummary())
@@ -69,6 +68,13 @@ def choose_callbacks(
             " They would write over each other on one terminal. Pass only one of them."
         )
     return ordered(found)
+
+
+def _add_timer(found: list[Callback], max_time: timedelta) -> None:
+    from fulmen.trainer.callbacks.timer import Timer
+
+    if not any(isinstance(callback, Timer) for callback in found):
+        found.append(Timer(max_time))
 
 
 def with_callbacks_of(module: LightningModule, callbacks: Sequence[Callback]) -> list[Callback]:

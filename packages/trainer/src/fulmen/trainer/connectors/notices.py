@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 from fulmen.fabric.rank_zero import PossibleUserWarning, rank_zero_info, rank_zero_warn, warn_once
-from fulmen.trainer.callbacks.timer import Timer
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.run.settings import Settings
@@ -34,7 +33,7 @@ def tell_of_run(settings: Settings, entry: EntryPoint, module: LightningModule, 
     """What an entry point is about to do that may not be meant."""
     if entry is not EntryPoint.FIT:
         return
-    if settings.epochs_are_assumed and not any(isinstance(callback, Timer) for callback in callbacks):
+    if settings.epochs_are_assumed and not _has_timer(callbacks):
         warn_once(
             "Trainer(...) was given neither max_epochs nor max_steps. A fit must end some time, so it ends after"
             f" {settings.max_epochs} epochs. Pass max_epochs, or max_epochs=-1 to train without end.",
@@ -49,3 +48,9 @@ def tell_of_run(settings: Settings, entry: EntryPoint, module: LightningModule, 
             " Call model.train() before, unless these are frozen on purpose.",
             category=PossibleUserWarning,
         )
+
+
+def _has_timer(callbacks: Iterable[Callback]) -> bool:
+    from fulmen.trainer.callbacks.timer import Timer
+
+    return any(isinstance(callback, Timer) for callback in callbacks)

@@ -4,8 +4,13 @@ from collections.abc import Callable
 
 from fulmen.trainer.errors import ArgumentTypeError, ConfigurationError
 from fulmen.trainer.profilers.base import PassThroughProfiler, Profiler
-from fulmen.trainer.profilers.simple import SimpleProfiler
 from fulmen.trainer.run.settings import barebones_conflict
+
+
+def _simple() -> Profiler:
+    from fulmen.trainer.profilers.simple import SimpleProfiler
+
+    return SimpleProfiler()
 
 
 def _advanced() -> Profiler:
@@ -27,7 +32,7 @@ def _xla() -> Profiler:
 
 
 _BY_NAME: dict[str, Callable[[], Profiler]] = {
-    "simple": SimpleProfiler,
+    "simple": _simple,
     "advanced": _advanced,
     "pytorch": _pytorch,
     "xla": _xla,
@@ -47,6 +52,11 @@ def choose_profiler(profiler: Profiler | str | None, *, barebones: bool = False)
         raise barebones_conflict("profiler", profiler)
     if isinstance(profiler, Profiler):
         return profiler
+    if isinstance(profiler, type):
+        raise ArgumentTypeError(
+            f"Trainer(profiler={profiler.__name__}) is a class, not an object. A run is timed by a Profiler object or"
+            f" by one chosen by name. Pass {profiler.__name__}(...)."
+        )
     if not isinstance(profiler, str):
         raise ArgumentTypeError(
             f"Trainer(profiler={profiler!r}) is a {type(profiler).__name__}."

@@ -63,7 +63,8 @@ class CSVLogger(FolderLogger, FabricCSVLogger):
     def experiment(self) -> ExperimentWriter:
         """The files being written; on processes other than rank zero, something that takes every call."""
         if not isinstance(self._experiment, ExperimentWriter):
-            self._experiment = ExperimentWriter(self.log_dir)
+            with self._saying_where():
+                self._experiment = ExperimentWriter(self.log_dir)
         return self._experiment
 
     @rank_zero_only

@@ -20,6 +20,7 @@ from fulmen.trainer.delivery.sender import Refused
 from fulmen.trainer.errors import ConfigurationError
 from fulmen.trainer.loggers.base import rank_zero_experiment
 from fulmen.trainer.loggers.checkpoints import CheckpointLog, Saved
+from fulmen.trainer.loggers.held_files import hold, let_go
 from fulmen.trainer.loggers.tracker import Tracker, flat_texts
 
 if TYPE_CHECKING:
@@ -192,7 +193,9 @@ class MLFlowLogger(Tracker):
         return 1
 
     def _upload(self, saved: Saved) -> None:
-        self.delivery.put("file", path=saved.path, metadata=saved.metadata, aliases=list(saved.aliases))
+        # It is sent later, by a thread: the callback may have removed it by then.
+        held = hold(saved.path, self._folder())
+        self.delivery.put("file", path=saved.path, held=held, metadata=saved.metadata, aliases=list(saved.aliases))
 
     # ---- opening
 
@@ -354,7 +357,8 @@ def _send_checkpoint(client: "MlflowClient", run_id: str, entry: Entry) -> None:
     """The checkpoint, what is known about it, and what it is called."""
     import yaml
 
-    path = Path(entry["path"])
+    held = entry.get("held")
+    path = Path(held if held is not None and os.path.exists(held) else entry["path"])
     if not path.exists():
         raise Refused(f"the checkpoint {entry['path']!r} was removed before it could be uploaded")
     where = f"model/checkpoints/{path.stem}"
@@ -366,3 +370,5 @@ def _send_checkpoint(client: "MlflowClient", run_id: str, entry: Entry) -> None:
         (Path(folder) / "metadata.yaml").write_text(yaml.safe_dump(entry["metadata"]), encoding="utf-8")
         (Path(folder) / "aliases.txt").write_text(str(entry["aliases"]), encoding="utf-8")
         client.log_artifacts(run_id, folder, where)
+    if held is not None:
+        let_go(held)

@@ -65,11 +65,20 @@ class EvaluateLoop:
         prepared = run.data.prepared.get(self.source_stage)
         if prepared is None or prepared.is_stale(epoch, run.settings.reload_dataloaders_every_n_epochs):
             prepared = load(run, self.source_stage, epoch)
-        limit = getattr(run.settings, f"limit_{self.source_stage.dataloader_prefix}_batches")
-        self.max_batches = limited(prepared.lengths, limit, self.source_stage)
+        self.max_batches = self.known_batches
         if self.stage is Stage.SANITY_CHECK:
             self.max_batches = num_sanity_batches(run.settings.num_sanity_val_steps or 0, self.max_batches)
         self._skips = nothing_to_run(run, self.max_batches)
+
+    @property
+    def known_batches(self) -> list[int | float]:
+        """Batches of each loader as far as the limits allow, once the loaders are there; also before a pass."""
+        run = self.run_context
+        prepared = run.data.prepared.get(self.source_stage)
+        if prepared is None:
+            return []
+        limit = getattr(run.settings, f"limit_{self.source_stage.dataloader_prefix}_batches")
+        return limited(prepared.lengths, limit, self.source_stage)
 
     def run(self) -> Results:
         """Make one pass. Returns, for each loader, what was logged over it."""

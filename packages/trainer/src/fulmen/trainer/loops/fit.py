@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from fulmen.fabric.rank_zero import PossibleUserWarning, rank_zero_info, rank_zero_warn, warn_once
-from fulmen.trainer.checkpoint.position import FitPosition
+from fulmen.trainer.checkpoint.position import CutEpoch, FitPosition
 from fulmen.trainer.checkpoint.restore import restore_rng
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.data.sources import PreparedLoaders
@@ -15,6 +15,7 @@ from fulmen.trainer.loops.base import limited, load
 from fulmen.trainer.loops.evaluate import EvaluateLoop
 from fulmen.trainer.loops.resume import Owed, Resumption, resume
 from fulmen.trainer.loops.train_epoch import TrainEpochLoop
+from fulmen.trainer.progress import legacy
 from fulmen.trainer.progress.counts import FitCounts
 from fulmen.trainer.progress.phase import Phase
 from fulmen.trainer.run.context import RunContext
@@ -47,6 +48,7 @@ class FitLoop:
         )
         self.max_batches: int | float = 0
         self._is_odd_epoch = False  # begun by another number of processes
+        self._cut: CutEpoch | None = None
         self.restored: dict[str, Any] | None = None  # what only a checkpoint knows, until the run has gone on from it
 
     @property
@@ -60,9 +62,11 @@ class FitLoop:
         strategy, validation = self.run_context.strategy, self.val_loop.position
         module = strategy.lightning_module
         owed = Owed.VALIDATION if validation.is_under_way else self.epoch_loop.owed
-        if module is None or not self.epoch_loop.gradients_wait:
-            return FitPosition(validation, int(owed))
-        return FitPosition(validation, int(owed), strategy.gather_gradients(module))
+        waits = module is not None and self.epoch_loop.gradients_wait
+        gradients = strategy.gather_gradients(module) if waits and module is not None else None
+        # Nobody else looks at the clock, and equal runs leave equal checkpoints.
+        since_s = 0.0 if self.settings.val_check_time is None else self.epoch_loop.since_validation_s
+        return FitPosition(validation, int(owed), gradients, since_s, self._cut)
 
     @property
     def settings(self) -> Settings:
@@ -126,10 +130,12 @@ class FitLoop:
             self._advise()
             self._setup_validation_data()
             self.epoch_loop.setup_steps()
+            self.epoch_loop.start_clock()
             run.metrics.begin_epoch()
             run.hooks.on_train_start()
             if self.restored is not None:
                 restore_rng(run, self.restored)
+                self.epoch_loop.start_clock(self.restored.get("since_validation_s", 0.0))
                 self._restore_gradients(self.restored.get("gradients"))
                 self.restored = None
             inside_epoch = resumption is not None and resumption.inside_epoch
@@ -204,6 +210,7 @@ class FitLoop:
             counts.epoch.abandon()
             counts.batch.abandon()
             return None
+        self._cut = None
         if "validation" in self.restored:
             self.val_loop.go_on_from(**self.restored["validation"])
         owed = self.restored.get("owed")
@@ -224,8 +231,8 @@ class FitLoop:
             prepared.set_epoch(self.counts.epoch.total)
             # Between two epochs too: generators and samplers of the user run on from epoch to epoch.
             if self.restored and (saved := self.restored.get("data")):
-                rank, world_size = self.run_context.strategy.global_rank, self.run_context.strategy.world_size
-                prepared.load_state_dict(saved[rank] if len(saved) == world_size else saved[0])
+                place, count = self.run_context.strategy.own_values
+                prepared.load_state_dict(saved[place] if len(saved) == count else saved[0])
             if not resumption.inside_epoch:
                 prepared.set_epoch(self.counts.epoch.total)
         batches = self.max_batches
@@ -252,6 +259,7 @@ class FitLoop:
     def _run_epoch(self, *, begun: bool) -> None:
         run, counts, hooks = self.run_context, self.counts, self.run_context.hooks
         every = run.settings.reload_dataloaders_every_n_epochs
+        self._cut = None
         if not begun and run.data.prepared[Stage.TRAIN].is_stale(counts.epoch.total, every):
             self._setup_data(self._load(), None)  # type: ignore[arg-type]  # there were batches before
         if not begun:
@@ -264,7 +272,9 @@ class FitLoop:
             hooks.on_train_epoch_start()
             counts.epoch.started()
         self.epoch_loop.run()
-        if begun:  # an epoch with no batch left has not used up its place in the data
+        if self.epoch_loop.was_cut:
+            self._cut = CutEpoch(legacy.write_fit(counts), run.metrics.state_dict())
+        elif begun:  # an epoch with no batch left has not used up its place in the data
             run.data.set_epoch(Stage.TRAIN, counts.epoch.total + 1)
         self.epoch_loop.check_went_on()
         counts.epoch.processed()

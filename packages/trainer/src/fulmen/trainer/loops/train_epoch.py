@@ -47,6 +47,8 @@ class TrainEpochLoop:
         self._clock = AgreedClock()
         self._fetches_itself = False
         self._resumption: Resumption | None = None
+        self.was_cut = False
+        """Did the epoch under way end before its batches did, because the fit ends?"""
         self.owed = Owed.NOTHING
         """What still follows the batch before, while no batch is in work."""
 
@@ -99,7 +101,15 @@ class TrainEpochLoop:
         self._place: Placer | None = make_placer(module, run.data.datamodule, run.strategy, run.hooks.as_hook)
         self._on_batch_start: HookFunction | None = listened(run.hooks.on_train_batch_start)
         self._on_batch_end: HookFunction | None = listened(run.hooks.on_train_batch_end)
-        self._validated_at_s = monotonic()
+
+    @property
+    def since_validation_s(self) -> float:
+        """Seconds since the last validation, or since the fit began."""
+        return monotonic() - self._validated_at_s
+
+    def start_clock(self, since_validation_s: float = 0.0) -> None:
+        """The fit begins, so long after its last validation."""
+        self._validated_at_s = monotonic() - since_validation_s
 
     def _check_self_fetching(self) -> None:
         run = self.run_context
@@ -136,7 +146,7 @@ class TrainEpochLoop:
         fetcher = self._fetcher
         self.run_context.signals.begin_next()
         with self.run_context.hooks.inside("training_step"), closing(fetcher):
-            self.owed = Owed.NOTHING
+            self.owed, self.was_cut = Owed.NOTHING, False
             stopped = resumption is not None and self._pay(resumption.next_batch - 1, resumption.owed)
             if not stopped:
                 run_batch: Callable[..., bool] = self._run_self_fetching if self._fetches_itself else self._run_batch
@@ -282,11 +292,12 @@ class TrainEpochLoop:
         if run.signals.caught:
             run.signals.stop_if_due(run.signals.place - 1)
         max_steps = run.settings.max_steps
+        ends = max_steps != -1 and counts.global_step >= max_steps
         if run.state.should_stop:
             run.metrics.outlets.tell(run.metrics.loggers, "save")
-            if self.may_stop:
-                return True
-        return max_steps != -1 and counts.global_step >= max_steps
+            ends = ends or self.may_stop
+        self.was_cut = ends and not is_last
+        return ends
 
     def _validates_after(self, index: int, *, is_last: bool) -> bool:
         run, epoch = self.run_context, self.counts.epoch.total
@@ -294,7 +305,7 @@ class TrainEpochLoop:
             return False
         duration = run.settings.val_check_time
         if duration is not None:
-            remaining_s = duration.total_seconds() - (monotonic() - self._validated_at_s)
+            remaining_s = duration.total_seconds() - self.since_validation_s
             # Clocks differ: the first rank's decides. All processes must ask, also if they stop anyway.
             due = self._clock.is_over(remaining_s, run.strategy, run.strategy.world_size)
             return due or self.may_stop

@@ -17,19 +17,19 @@ _JOIN: dict[str, tuple[Callable[[Any, Any], Any], Callable[[Tensor, Tensor], Ten
 }
 
 
-def share_of(states: Sequence[State], rank: int, world_size: int) -> State:
+def share_of(states: Sequence[State], rank: int, num_shares: int) -> State:
     """What process `rank` goes on with: its own state, or its share of those of another number of processes.
 
     Sums, means and extremes over all processes stay what they were. A metric object goes on with what one of the
     processes had: how two of them are joined only it knows.
 
     Args:
-        states: What `MetricsBoard.state_dict` gave, of each process then.
-        rank, world_size: This process, of how many now.
+        states: What `MetricsBoard.state_dict` gave, of each process then; of those that saw other data.
+        rank, num_shares: This process among those that see other data, and how many they are now.
     """
-    if len(states) == world_size:
+    if len(states) == num_shares:
         return states[rank]
-    mine = states[rank::world_size]
+    mine = states[rank::num_shares]
     if not mine:
         return {**states[0], "entries": []}
     entries: dict[str, dict[str, Any]] = {}

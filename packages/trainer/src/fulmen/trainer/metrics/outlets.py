@@ -7,12 +7,14 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fulmen.fabric.filesystem import is_local, local_path
 from fulmen.fabric.rank_zero import rank_zero_warn
-from fulmen.trainer.delivery.backlog import Entry
-from fulmen.trainer.delivery.sender import Delivery, in_words
+
+if TYPE_CHECKING:
+    from fulmen.trainer.delivery.backlog import Entry
+    from fulmen.trainer.delivery.sender import Delivery
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,8 @@ class Outlets:
         try:
             getattr(logger, method)(*args)
         except Exception as error:
+            from fulmen.trainer.delivery.sender import in_words
+
             name = f"{type(logger).__name__}.{method}"
             log.debug("%s failed:", name, exc_info=True)
             if (id(logger), method) not in self._reported:
@@ -66,6 +70,8 @@ class Outlets:
     def _delivery(self, logger: Any) -> Delivery:
         known = self._deliveries.get(id(logger))
         if known is None:
+            from fulmen.trainer.delivery.sender import Delivery
+
             delivery = Delivery(
                 partial(_send_first, logger),
                 who=type(logger).__name__,

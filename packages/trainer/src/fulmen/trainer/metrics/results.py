@@ -179,6 +179,8 @@ class Entry:
         for name in ("unsent", "final"):
             value = state.get(name)
             setattr(entry, name, value.to(device) if isinstance(value, Tensor) else value)
+        if isinstance(entry.unsent, Tensor):
+            entry.narrow = entry.unsent.dtype
         return entry
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fulmen.fabric.rank_zero import PossibleUserWarning, warn_once
 from fulmen.trainer.errors import MisconfigurationException
 from fulmen.trainer.metrics.accumulator import wide_tensor
 from fulmen.trainer.metrics.agreement import Part, Reducer, disagreement, in_same_order, join
@@ -67,6 +68,7 @@ class Together:
         Each entry that is joined gets its `final` value.
         """
         asked = in_same_order([entry for entry in results.entries if _joins_epochs(entry)])
+        _tell_of_own_values(results.entries)
         fused = [entry for entry in asked if entry.group is None or entry.metric is not None]
         parts = [_epoch_part(entry, self._device) for entry in fused]
         joined = join(parts, self._reducer, self._device, is_whole=results.training or results.saw_all_loaders)
@@ -207,6 +209,20 @@ class _Described:
     def loader(self) -> int:
         """The loader whose batches log it; 0 is also the only one."""
         return int(self.call["dataloader_idx"] or 0)
+
+
+def _tell_of_own_values(entries: Iterable[Entry]) -> None:
+    own = [entry.plain_name for entry in entries if entry.accumulator is not None and entry.metric is None]
+    joined = {entry.plain_name for entry in entries if _joins_epochs(entry) or entry.call.rank_zero_only}
+    names = [name for name in dict.fromkeys(own) if name not in joined]
+    if names:
+        shown = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+        warn_once(
+            f"self.log({shown}) was called without sync_dist=True, in several processes. What is shown and logged for"
+            " the epoch is the value of rank 0, which saw its share of the data only. Pass sync_dist=True to have that"
+            " of all, or rank_zero_only=True if this is meant.",
+            category=PossibleUserWarning,
+        )
 
 
 def _joins_steps(entry: Entry) -> bool:

@@ -118,11 +118,16 @@ class AutomaticOptimization:
                 self._step.before_step(optimizer)
             optimizer.step()
         else:
-            closure = partial(self._closure, batch, index, first=first, divisor=divisor)
+            closure = partial(self._closure_in_step, batch, index, first=first, divisor=divisor)
             self._optimizer_step_hook(
                 self._counts.epoch.total, index, self._lightning_optimizer, _with_gradients(closure)
             )
         self._counts.optimizer_steps.total += 1
+
+    def _closure_in_step(self, batch: Any, index: int, *, first: bool, divisor: int) -> Tensor | None:
+        """The closure inside the hook `optimizer_step`: what is logged there is still of the training step."""
+        with self._hooks.inside("training_step"):
+            return self._closure(batch, index, first=first, divisor=divisor)
 
     def _closure(self, batch: Any, index: int, *, first: bool, divisor: int) -> Tensor | None:
         """Forward, zero_grad (on the first batch of a window), backward."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from fulmen.fabric.filesystem import join, local_path, make_dirs
+from fulmen.fabric.filesystem import check_writable, join, local_path, make_dirs
 from fulmen.fabric.rank_zero import rank_zero_info
 
 
@@ -59,7 +59,12 @@ class Profiler(ABC):
             stage: "fit", "validate", "test" or "predict".
             local_rank: Number of this process on its machine.
             log_dir: Where files go unless the profiler was told.
+
+        Raises:
+            ConfigurationError: If `dirpath` cannot be written: now, and not when the run has ended.
         """
+        if self.dirpath is not None:
+            check_writable(self.dirpath, f"{type(self).__name__}(dirpath={os.fspath(self.dirpath)!r})")
         self._stage, self._local_rank, self._log_dir = stage, local_rank, log_dir
 
     def describe(self) -> None:

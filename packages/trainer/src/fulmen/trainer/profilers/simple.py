@@ -1,5 +1,6 @@
 """Total time per action."""
 
+import re
 import time
 from pathlib import Path
 
@@ -63,13 +64,22 @@ class SimpleProfiler(Profiler):
             total = sum(durations)
             mean = f"{total / len(durations):.5g}"
             if self.extended:
-                rows.append([action, mean, str(len(durations)), f"{total:.5g}", f"{100 * total / whole:.2f}"])
+                rows.append([_short(action), mean, str(len(durations)), f"{total:.5g}", f"{100 * total / whole:.2f}"])
             else:
-                rows.append([action, mean, f"{total:.5g}"])
+                rows.append([_short(action), mean, f"{total:.5g}"])
         if self.extended:
             calls = sum(len(durations) for durations in self.recorded_durations.values())
             rows.insert(1, ["Total", "-", str(calls), f"{whole:.5g}", "100.00"])
         return _table(rows)
+
+
+def _short(action: str) -> str:
+    """The name of an action without most of the arguments of its callback: a table wider than a screen is no table.
+
+    >>> _short("[Callback]EarlyStopping{'monitor': 'val_loss', 'mode': 'min'}.setup")
+    "[Callback]EarlyStopping{'monitor': 'val_loss…}.setup"
+    """
+    return re.sub(r"\{(.{20}).{2,}\}", r"{\1…}", action)
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fulmen.fabric.collectives.process_group import exit_within
+from fulmen.fabric.ending import exit_within
 from fulmen.fabric.errors import ProcessHangsError
 from fulmen.fabric.launchers.failures import Weight, failure_from_error
 
@@ -32,6 +32,8 @@ _ANSWER_WITHIN_S = 1.5
 # From hearing that another process is lost to the end of this one.
 _END_WITHIN_S = 2.5
 _LOOK_FOR_LOST_EVERY_S = 0.5
+# The same mistake on the same batch comes to all processes, to some a little later.
+_OTHERS_FAIL_WITHIN_S = 2.0
 
 
 class Peers:
@@ -80,6 +82,19 @@ class Peers:
             return self._fail(error)
         except RuntimeError:  # whoever kept the store is gone too
             return None
+
+    def fail_together(self, within_s: float = _OTHERS_FAIL_WITHIN_S) -> bool:
+        """Do the others fail too, at most so many seconds later? Else they are in work, and meet nobody elsewhere."""
+        try:
+            self._store.set(f"failed/{self._rank}", "")
+            end_s = time.monotonic() + within_s
+            while not all(self._store.check([f"failed/{other}"]) for other in self._others):
+                if time.monotonic() > end_s:
+                    return False
+                time.sleep(0.05)
+        except RuntimeError:  # whoever kept the store is gone too
+            return False
+        return True
 
     def leave(self) -> None:
         """This process has ended its part of the run, and goes on by itself."""

@@ -39,6 +39,7 @@ class Signals:
         self.stopped = False
         self._others: CommonStop | None = None
         self._peers: Peers | None = None
+        self._ends_together: bool | None = None  # not asked yet
 
     @contextmanager
     def listening(self, pass_on: Callable[[int], None] | None = None, also: Iterable[int] = ()) -> Iterator[None]:
@@ -106,6 +107,7 @@ class Signals:
         """
         if store is None:
             return
+        self._ends_together = None
         self._peers = Peers(store, rank, world_size, ends_alone=ends_alone)
         self._others = CommonStop(store, rank, world_size, self._agree, lambda: self.place, self._peers.look)
         if self.caught:  # it came while the processes were set up
@@ -118,6 +120,17 @@ class Signals:
             What to raise in its place, if another process is to blame.
         """
         return self._peers.fail(error) if self._peers is not None and isinstance(error, Exception) else None
+
+    def end_together(self) -> bool:
+        """This process ends its run before its time: do all others too, so that they can still save something together?
+
+        It is waited for them, for two seconds.
+        """
+        if self._peers is None or self.stopped:
+            return True
+        if self._ends_together is None:
+            self._ends_together = self._peers.fail_together()
+        return self._ends_together
 
     def stop_if_due(self, place: int) -> None:
         """Called where a signal was `caught`: end the run here, unless other processes are beyond `place` already.

@@ -1,40 +1,89 @@
 """The names that `Trainer(strategy=...)` knows, and the bound strategy for each of fabric's."""
 
+import importlib
 from typing import Any
 
 from fulmen.fabric.registry import Registry
 from fulmen.fabric.strategies.base import Strategy as FabricStrategy
-from fulmen.fabric.strategies.ddp import DDPStrategy as FabricDDPStrategy
-from fulmen.fabric.strategies.fsdp import FSDPStrategy as FabricFSDPStrategy
-from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy as FabricModelParallelStrategy
-from fulmen.fabric.strategies.parallel import ParallelStrategy as FabricParallelStrategy
 from fulmen.fabric.strategies.single_device import SingleDeviceStrategy as FabricSingleDeviceStrategy
 from fulmen.trainer.errors import ArgumentTypeError
 from fulmen.trainer.strategies.base import Strategy
-from fulmen.trainer.strategies.ddp import DDPStrategy, register_ddp
-from fulmen.trainer.strategies.fsdp import FSDPStrategy, register_fsdp
-from fulmen.trainer.strategies.model_parallel import ModelParallelStrategy
-from fulmen.trainer.strategies.parallel import ParallelStrategy
-from fulmen.trainer.strategies.single_device import SingleDeviceStrategy
 
 STRATEGY_REGISTRY: Registry[type[Any]] = Registry("strategy")
 """Names to strategy classes, fabric's or the trainer's; users may register their own."""
 
-register_ddp(STRATEGY_REGISTRY, FabricDDPStrategy)
-register_fsdp(STRATEGY_REGISTRY, FabricFSDPStrategy)
-STRATEGY_REGISTRY.register("single_device", FabricSingleDeviceStrategy, "one process, one device")
-
 StrategyRegistry = STRATEGY_REGISTRY
 
-# A fabric strategy is bound by the first entry that it is an instance of.
-_BOUND: list[tuple[Any, type[Strategy]]] = [
-    (FabricDDPStrategy, DDPStrategy),
-    (FabricFSDPStrategy, FSDPStrategy),
-    (FabricModelParallelStrategy, ModelParallelStrategy),
-    (FabricParallelStrategy, ParallelStrategy),
-    (FabricSingleDeviceStrategy, SingleDeviceStrategy),
-    (FabricStrategy, Strategy),
-]
+# Fabric's strategies that have a bound one: module and class, which are called the same here and there.
+_BOUND = {
+    "base.Strategy",
+    "ddp.DDPStrategy",
+    "deepspeed.DeepSpeedStrategy",
+    "fsdp.FSDPStrategy",
+    "model_parallel.ModelParallelStrategy",
+    "parallel.ParallelStrategy",
+    "single_device.SingleDeviceStrategy",
+    "single_xla.SingleDeviceXLAStrategy",
+    "xla.XLAStrategy",
+    "xla_fsdp.XLAFSDPStrategy",
+}
+_DDP_NAMES = tuple(
+    f"{start}{unused}"
+    for start in ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")
+    for unused in ("", "_find_unused_parameters_false", "_find_unused_parameters_true")
+)
+
+_DEEPSPEED_NAMES = (
+    "deepspeed",
+    "deepspeed_stage_1",
+    "deepspeed_stage_1_offload",
+    "deepspeed_stage_2",
+    "deepspeed_stage_2_offload",
+    "deepspeed_stage_3",
+    "deepspeed_stage_3_offload",
+    "deepspeed_stage_3_offload_nvme",
+)
+
+
+def _add_ddp(registry: Registry[type[Any]]) -> None:
+    from fulmen.fabric.strategies.ddp import DDPStrategy as FabricDDPStrategy
+    from fulmen.trainer.strategies.ddp import register_ddp
+
+    register_ddp(registry, FabricDDPStrategy)
+
+
+def _add_deepspeed(registry: Registry[type[Any]]) -> None:
+    from fulmen.fabric.strategies.deepspeed import DeepSpeedStrategy as FabricDeepSpeedStrategy
+    from fulmen.trainer.strategies.deepspeed import register_deepspeed
+
+    register_deepspeed(registry, FabricDeepSpeedStrategy)
+
+
+def _add_fsdp(registry: Registry[type[Any]]) -> None:
+    from fulmen.fabric.strategies.fsdp import FSDPStrategy as FabricFSDPStrategy
+    from fulmen.trainer.strategies.fsdp import register_fsdp
+
+    register_fsdp(registry, FabricFSDPStrategy)
+
+
+def _add_xla(registry: Registry[type[Any]]) -> None:
+    from fulmen.fabric.strategies.single_xla import SingleDeviceXLAStrategy
+    from fulmen.fabric.strategies.xla import XLAStrategy as FabricXLAStrategy
+    from fulmen.fabric.strategies.xla_fsdp import XLAFSDPStrategy
+    from fulmen.trainer.strategies.xla import XLAStrategy
+
+    SingleDeviceXLAStrategy.register_strategies(registry)
+    FabricXLAStrategy.register_strategies(registry)
+    registry.register("xla_debug", XLAStrategy, "As xla; torch_xla reports what it does.", debug=True)
+    registry.register("xla_fsdp", XLAFSDPStrategy, "Parameters are divided over XLA devices.", spmd=True)
+
+
+# Nothing is imported for a strategy that nobody asks for.
+STRATEGY_REGISTRY.expect(_DDP_NAMES, _add_ddp)
+STRATEGY_REGISTRY.expect(_DEEPSPEED_NAMES, _add_deepspeed)
+STRATEGY_REGISTRY.expect(("fsdp", "fsdp_cpu_offload"), _add_fsdp)
+STRATEGY_REGISTRY.expect(("single_xla", "single_tpu", "xla", "xla_debug", "xla_fsdp"), _add_xla)
+STRATEGY_REGISTRY.register("single_device", FabricSingleDeviceStrategy, "one process, one device")
 
 
 def bind(strategy: FabricStrategy | Strategy) -> Strategy:
@@ -45,8 +94,11 @@ def bind(strategy: FabricStrategy | Strategy) -> Strategy:
     """
     if isinstance(strategy, Strategy):
         return strategy
-    for known, bound in _BOUND:
-        if isinstance(strategy, known):
+    for kind in type(strategy).__mro__:
+        place = f"{kind.__module__}.{kind.__qualname__}".removeprefix("fulmen.fabric.strategies.")
+        if place in _BOUND:
+            module, _, name = place.partition(".")
+            bound: type[Strategy] = getattr(importlib.import_module(f"fulmen.trainer.strategies.{module}"), name)
             return bound.from_fabric(strategy)
     raise ArgumentTypeError(
         f"strategy={strategy!r} is no strategy ({type(strategy).__name__})."

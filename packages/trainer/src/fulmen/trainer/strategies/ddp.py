@@ -174,6 +174,25 @@ class DDPStrategy(ParallelStrategy):
         return self.model
 
     def _through_wrapper(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        through, left_out = self._through_this_wrapper(step), self._frozen()
+        if not left_out:
+            return through
+
+        def through_one_that_knows_all(*args: Any, **kwargs: Any) -> Any:
+            nonlocal through, left_out
+            if any(parameter.requires_grad for parameter in left_out):
+                # They have been frozen until now, also when the wrapper was made: it would leave their gradients
+                # different in every process.
+                self.on_trained_parameters_change()
+                through, left_out = self._through_this_wrapper(step), self._frozen()
+            return through(*args, **kwargs)
+
+        return through_one_that_knows_all
+
+    def _frozen(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self._module().parameters() if not parameter.requires_grad]
+
+    def _through_this_wrapper(self, step: Callable[..., Any]) -> Callable[..., Any]:
         wrapped, module = self.model, self._module()
         if not isinstance(wrapped, DistributedDataParallel):
             return step

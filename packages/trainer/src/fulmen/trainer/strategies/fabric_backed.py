@@ -94,6 +94,24 @@ class FabricBacked:
         return self.fabric_strategy.distributed_sampler_kwargs
 
     @property
+    def data_share(self) -> tuple[int, int]:
+        """Which share of the data this process sees, of how many: on a mesh, not its rank of all processes."""
+        share = self.distributed_sampler_kwargs
+        return (
+            (self.global_rank, self.world_size) if share is None else (int(share["rank"]), int(share["num_replicas"]))
+        )
+
+    @property
+    def own_values(self) -> tuple[int, int]:
+        """Among the processes that compute different values, which is this one, and how many are there?"""
+        return self.data_share
+
+    def gather_different(self, obj: T) -> list[T]:
+        """`obj` of the processes that compute different values, in every process. Pickled: not for the hot path."""
+        found = self.gather_objects(obj)
+        return found if self.distinct_ranks is None else [found[rank] for rank in self.distinct_ranks]
+
+    @property
     def distinct_ranks(self) -> list[int] | None:
         """The processes whose values count, where some see the same data as others; None: all."""
         return None

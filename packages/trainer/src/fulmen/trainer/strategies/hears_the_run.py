@@ -6,6 +6,14 @@ from typing import Any
 class HearsTheRun:
     """Does nothing at any of them; a hook that is not overridden costs nothing."""
 
+    def check_fit(self, module: Any, flags: Any) -> None:
+        """A fit of `module` was asked for, and no process was started: refuse what cannot be done. For subclasses.
+
+        Args:
+            module: The user's.
+            flags: The arguments of the Trainer, as attributes.
+        """
+
     def on_train_start(self) -> None:
         """Training begins."""
 

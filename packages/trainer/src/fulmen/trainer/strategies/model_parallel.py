@@ -1,5 +1,6 @@
-"""Bound: the module's `configure_model` splits it over a mesh of processes."""
+"""Bound: a plan, or the module's `configure_model`, splits it over a mesh of processes."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Literal, cast
 
@@ -14,18 +15,27 @@ from fulmen.trainer.strategies.sharded import ShardedStrategy
 
 
 class ModelParallelStrategy(ShardedStrategy):
-    """Tensor parallel and data parallel, as the module says.
+    """Tensor parallel, sharded and replicated data parallel over one mesh, as a plan or the module says.
 
-    Processes form a mesh of two axes, which the module finds as `self.device_mesh` in `configure_model`. There it
-    splits its layers, with `parallelize_module` over `self.device_mesh["tensor_parallel"]` and with `fully_shard` over
-    `self.device_mesh["data_parallel"]`. Processes in one row of "tensor_parallel" see the same batches.
+    Processes form a mesh, ordered along "replicate" (if there are replicas), "data_parallel" and "tensor_parallel".
+    Those along the last axis see the same batches. Without a plan, the module finds the mesh as `self.device_mesh` in
+    `configure_model`, and splits its layers there, with `parallelize_module` over `self.device_mesh["tensor_parallel"]`
+    and with `fully_shard` over `self.device_mesh["data_parallel"]`.
 
     Args:
-        data_parallel_size: Size of the first axis; "auto" is the number of machines, or what is left by the other.
-        tensor_parallel_size: Size of the second axis; "auto" is the number of processes on a machine, or what is left.
+        data_parallel_size: Processes over which parameters are split; "auto" is the number of machines, or what is
+            left by the others.
+        tensor_parallel_size: Processes over which tensors are split; "auto" is the number of processes on a machine,
+            or what is left; 1 for a plan that splits none.
         save_distributed_checkpoint: Save a folder to which every process writes its shards, and not one file.
         process_group_backend: "gloo", "nccl", ...; None is the one that fits the device.
         timeout: How long a collective may take.
+        plan: Patterns of names of modules or parameters, and for each how it is split: "column", "row", "sequence",
+            "replicate", "shard". See `fulmen.fabric.strategies.plan`.
+        replicate_size: Replicas of what is split; "auto" is the number of machines.
+        context_parallel_size: So many neighbours along "data_parallel" see the same batches, each its part of the
+            sequence. The module asks for it: `batch = self.trainer.strategy.part_of_sequence(batch)`. Attention that
+            the plan calls "ring" or "ulysses" is over all of it.
     """
 
     strategy_name = "modelparallel"
@@ -39,43 +49,71 @@ class ModelParallelStrategy(ShardedStrategy):
         save_distributed_checkpoint: bool = True,
         process_group_backend: str | None = None,
         timeout: timedelta | None = timedelta(seconds=1800),  # a constant
+        *,
+        plan: Mapping[str, Any] | None = None,
+        replicate_size: Literal["auto"] | int = 1,
+        context_parallel_size: int = 1,
     ) -> None:
-        self._module_splits_itself = True
+        self._module_splits_itself = plan is None
         self._adopt(
             FabricModelParallelStrategy(
-                configure_model,
+                configure_model if plan is None else None,
                 data_parallel_size=data_parallel_size,
                 tensor_parallel_size=tensor_parallel_size,
                 save_distributed_checkpoint=save_distributed_checkpoint,
                 process_group_backend=process_group_backend,
                 timeout=timeout,
+                plan=plan,
+                replicate_size=replicate_size,
+                context_parallel_size=context_parallel_size,
             )
         )
 
     @property
     def device_mesh(self) -> DeviceMesh:
-        """The processes, with the axes "data_parallel" and "tensor_parallel"; known when they have been started."""
-        return cast(FabricModelParallelStrategy, self.fabric_strategy).device_mesh
+        """The processes along their axes; known when they have been started."""
+        return self._fabric_model_parallel.device_mesh
 
     def connect(self, model: LightningModule) -> None:
         """Bind the module.
 
         Raises:
-            ConfigurationError: If it does not say how it is split.
+            ConfigurationError: If nothing says how it is split, or the plan names what it does not have.
         """
         if self._module_splits_itself and not is_overridden("configure_model", model, LightningModule):
             raise ConfigurationError(
                 f"Trainer(strategy=ModelParallelStrategy(...)) cannot run {type(model).__name__}, which has no"
                 " configure_model(). There a module splits its layers over self.device_mesh."
-                " Define configure_model(self), and call parallelize_module or fully_shard in it."
+                " Define configure_model(self), and call parallelize_module or fully_shard in it, or pass plan={...}."
             )
+        plan = self._fabric_model_parallel.plan
+        if plan is not None and not is_overridden("configure_model", model, LightningModule):
+            plan.match(model)  # what is wrong is said now; layers that configure_model makes are not there yet
         super().connect(model)
 
     @property
+    def own_values(self) -> tuple[int, int]:
+        """The place of this process along the axes of data, and how many places there are."""
+        sizes = self._fabric_model_parallel.sizes
+        return sizes.data_rank(self.global_rank), sizes.num_data
+
+    def part_of_sequence(self, batch: Any, axis: int = 1) -> Any:
+        """What this process sees of a batch: of each tensor that has this axis, its part of it; the rest as it is.
+
+        What depends on the place in the sequence (positions, labels that are shifted by one) has to be in the batch
+        before.
+        """
+        return self._fabric_model_parallel.part_of_sequence(batch, axis)
+
+    @property
     def distinct_ranks(self) -> list[int] | None:
-        """One of each group of processes that see the same batches, where there are such groups."""
-        ranks: list[int] = self.device_mesh.mesh[:, 0].tolist()  # data parallel, tensor parallel
+        """One of each group of processes that compute the same values, where there are such groups."""
+        ranks = self._fabric_model_parallel.sizes.distinct_ranks()
         return ranks if len(ranks) < self.world_size else None
+
+    @property
+    def _fabric_model_parallel(self) -> FabricModelParallelStrategy:
+        return cast(FabricModelParallelStrategy, self.fabric_strategy)
 
 
 def configure_model(module: Module, device_mesh: DeviceMesh) -> Any:

@@ -161,8 +161,8 @@ class ShardedStrategy(ParallelStrategy, ABC):
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint. Of a folder, weights and optimizers stay where they are until they are asked for."""
-        from fulmen.fabric.checkpoint_io.sharded import is_sharded
         from fulmen.fabric.checkpoint_io.sharded_folder import ShardedFolder
+        from fulmen.fabric.checkpoint_io.sharded_names import is_sharded
 
         path = self.broadcast(os.fspath(checkpoint_path))
         self._folder = None

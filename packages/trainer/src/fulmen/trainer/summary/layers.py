@@ -3,23 +3,22 @@
 import contextlib
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fulmen.fabric.errors import ConfigurationError
-from fulmen.fabric.rank_zero import WarningCache
 from fulmen.fabric.seeding import isolate_rng
 from fulmen.fabric.trees import move_to_device
 from fulmen.trainer.core.module import LightningModule
+from fulmen.trainer.summary.flops import count_flops
+from fulmen.trainer.summary.sizes import num_bytes_of, num_numbers, num_parameters
 from fulmen.trainer.summary.table import format_summary, get_human_readable_count
 
 UNKNOWN_SIZE = "?"
 LEFTOVER_PARAMS_NAME = "other params"
 NOT_APPLICABLE = "n/a"
-
-warning_cache = WarningCache()
 
 
 class LayerSummary:
@@ -75,7 +74,7 @@ class LayerSummary:
     @property
     def num_parameters(self) -> int:
         """How many numbers; those of lazy layers do not count before the first call."""
-        return sum(0 if is_lazy(parameter) else parameter.numel() for parameter in self._module.parameters())
+        return num_parameters(self._module)
 
     @property
     def training(self) -> bool:
@@ -97,6 +96,8 @@ class ModelSummary:
         ConfigurationError: For a depth below -1.
     """
 
+    layer_class: ClassVar[type[LayerSummary]] = LayerSummary
+
     def __init__(self, model: LightningModule, max_depth: int = 1) -> None:
         check_max_depth(max_depth)
         self._model = model
@@ -106,7 +107,7 @@ class ModelSummary:
 
     def summarize(self) -> dict[str, LayerSummary]:
         """Layer by layer: name to summary."""
-        layers = {name: LayerSummary(module) for name, module in self.named_modules}
+        layers = {name: self.layer_class(module) for name, module in self.named_modules}
         if self._model.example_input_array is not None:
             self._call_with_example()
         for layer in layers.values():
@@ -164,13 +165,12 @@ class ModelSummary:
     @property
     def total_parameters(self) -> int:
         """How many numbers the model has; shared ones count once."""
-        return sum(0 if is_lazy(parameter) else parameter.numel() for parameter in self._model.parameters())
+        return num_parameters(self._model)
 
     @property
     def trainable_parameters(self) -> int:
         """How many of them need gradients."""
-        trained = (parameter for parameter in self._model.parameters() if parameter.requires_grad)
-        return sum(0 if is_lazy(parameter) else parameter.numel() for parameter in trained)
+        return sum(num_numbers(parameter) for parameter in self._model.parameters() if parameter.requires_grad)
 
     @property
     def total_layer_params(self) -> int:
@@ -179,8 +179,8 @@ class ModelSummary:
 
     @property
     def model_size(self) -> float:
-        """Of all parameters, in megabytes."""
-        return sum(0 if is_lazy(p) else p.numel() * p.element_size() for p in self._model.parameters()) / 1e6
+        """Of all parameters, in megabytes, as they are held: two bytes for a half, what is packed as it is packed."""
+        return num_bytes_of(self._model) / 1e6
 
     @property
     def flop_counts(self) -> dict[str, dict[Any, int]]:
@@ -234,29 +234,26 @@ class ModelSummary:
         if self._max_depth == 0:
             return 0
         listed = {id(p) for _, module in self._model.named_children() for p in module.parameters()}
-        return sum(0 if id(p) in listed or is_lazy(p) else p.numel() for p in self._model.parameters())
+        return sum(0 if id(p) in listed else num_numbers(p) for p in self._model.parameters())
 
     def _flops_of(self, name: str) -> dict[Any, int]:
         return self._flop_counts.get(f"{type(self._model).__name__}.{name}", {})
 
     def _call_with_example(self) -> None:
-        from torch.utils.flop_counter import FlopCounterMode
-
         model, example = self._model, move_to_device(self._model.example_input_array, self._model.device)
         trainer = model._trainer
         precision: Any = trainer.strategy.precision_plugin if trainer is not None else None
         if precision is not None:
             example = precision.convert_input(example)
         forward_context = precision.forward_context() if precision is not None else contextlib.nullcontext()
-        counter = FlopCounterMode(display=False)
-        with isolate_rng(), _evaluating(model), torch.no_grad(), forward_context, counter:
+        with isolate_rng(), _evaluating(model), torch.no_grad(), forward_context, count_flops(model) as counted:
             if isinstance(example, tuple):
                 model(*example)
             elif isinstance(example, dict):
                 model(**example)
             else:
                 model(example)
-        self._flop_counts = {name: dict(counts) for name, counts in counter.flop_counts.items()}
+        self._flop_counts = counted()
 
 
 def summarize(lightning_module: LightningModule, max_depth: int = 1) -> ModelSummary:
@@ -284,17 +281,6 @@ def parse_batch_shape(batch: Any) -> str | list[Any]:
     if isinstance(batch, list | tuple):
         return [parse_batch_shape(part) for part in batch]
     return UNKNOWN_SIZE
-
-
-def is_lazy(parameter: Tensor) -> bool:
-    """Has the parameter no shape before the first call? A summary says once that it does not count such."""
-    if not torch.nn.parameter.is_lazy(parameter):
-        return False
-    warning_cache.warn(
-        "A layer is lazy and has no parameters yet. Their number is not known before the first batch."
-        " The summary counts them as 0."
-    )
-    return True
 
 
 @contextlib.contextmanager

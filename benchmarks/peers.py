@@ -1,0 +1,320 @@
+"""Every framework beside the plain torch loop, and beside each other: training, validation, prediction, epochs, starts.
+
+Each row is measured in pairs with the plain loop, one right after the other, and rounds go over all rows; a run must
+come to the weights of the plain loop. Peers are measured where they are installed; `nox -s bench` installs them.
+README.md beside this file says how to read the tables.
+
+    python benchmarks/peers.py
+    python benchmarks/peers.py --works linear,mlp --pairs 11 --only off,lightning.off
+    python benchmarks/peers.py --picture docs/performance.png > table.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import platform
+import statistics
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peer_rows import FRAMEWORKS, Framework, quiet
+from peer_starts import Start, measure_starts
+from peer_work import WORKS, Job, Work
+from step_overhead import MIN_PAIRS, BenchmarkError, Cost, quartiles, terminal
+
+NUM_WARM_UP_STEPS = 20
+NUM_SHORT_EPOCHS, STEPS_OF_A_SHORT_EPOCH = 21, 10
+TARGETS = {  # of issue-free words: ratio of training, by work and row
+    "linear": {"fabric": 1.05, "off": 1.10, "log": 1.18, "defaults": 1.35},
+    "mlp": {"defaults": 1.03},
+    "conv": {"defaults": 1.03},
+    "gpt": {"defaults": 1.03},
+}
+# Evaluation is the same in all settings of a Trainer.
+EVALUATED = ("plain", "fabric", "accelerate")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a row showed in one table."""
+
+    ratios: tuple[float, float, float]  # quartiles
+    added_us: float  # per step, on the clock
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[Cost, Cost]], num_steps: int) -> Measured:
+        """Of (plain, other) pairs."""
+        added = statistics.median(other.wall_s - plain.wall_s for plain, other in pairs) / num_steps * 1e6
+        return cls(quartiles([other.wall_s / plain.wall_s for plain, other in pairs]), added)
+
+    def cells(self) -> str:
+        """Ratio, spread, and what a step costs more."""
+        low, middle, high = self.ratios
+        return f"{middle:.3f} | {low:.2f} to {high:.2f} | {self.added_us:+.0f} µs"
+
+
+# ---- measuring
+
+
+def cost_of(
+    framework: Framework, do: str, work: Work, num_steps: int, num_epochs: int = 1
+) -> tuple[Cost, torch.Tensor]:
+    """One run of one row."""
+    job = Job(work, num_steps, num_epochs, paired=framework.paired)
+    getattr(framework, do)(job)
+    if job.watch.cost is None:
+        raise BenchmarkError(
+            f"{framework.title} ended without a measurement. Its loop did not start, or stopped early."
+            f" Run it alone, with --only {framework.key}, and look at its messages."
+        )
+    return job.watch.cost, job.weights()
+
+
+def pairs_of(
+    frameworks: Sequence[Framework], do: str, work: Work, num_steps: int, num_pairs: int, num_epochs: int = 1
+) -> dict[str, list[tuple[Cost, Cost]]]:
+    """All pairs of all rows, by key; the first round is for imports and caches."""
+    plain = FRAMEWORKS[0]
+    pairs: dict[str, list[tuple[Cost, Cost]]] = {framework.key: [] for framework in frameworks}
+    for round_idx in range(-1, num_pairs):
+        for place, framework in enumerate(frameworks):
+            say(f"{do} {work.key}, round {max(round_idx, 0) + 1} of {num_pairs}: {framework.key}")
+            # As many epochs in the first round, so that each is as long as it can be.
+            count = num_steps if round_idx >= 0 else min(num_steps, NUM_WARM_UP_STEPS * num_epochs)
+            order = (plain, framework) if (round_idx + place) % 2 == 0 else (framework, plain)
+            with terminal(), quiet():
+                costs = [cost_of(each, do, work, count, num_epochs) for each in order]
+            (one, expected), (other, weights) = costs if order[0] is plain else reversed(costs)
+            same = torch.equal if framework.exact else torch.allclose
+            if not same(expected, weights):
+                raise BenchmarkError(
+                    f"{framework.title} came to other weights than the plain loop after {count} steps of {work.key}."
+                    " It did other work, so its time says nothing. Find out which step differs before measuring it."
+                )
+            if round_idx >= 0:
+                pairs[framework.key].append((one, other))
+    return pairs
+
+
+def measure(
+    frameworks: Sequence[Framework], do: str, work: Work, num_steps: int, num_pairs: int
+) -> dict[str, Measured]:
+    """By key of the row."""
+    pairs = pairs_of(frameworks, do, work, num_steps, num_pairs)
+    return {key: Measured.of(found, num_steps) for key, found in pairs.items()}
+
+
+def epoch_ends_ms(frameworks: Sequence[Framework], work: Work, num_pairs: int) -> dict[str, float]:
+    """What the end of an epoch and the start of the next add to those of the plain loop, in milliseconds.
+
+    Many short epochs minus one long one of as many steps leaves the boundaries; the plain loop's are taken away.
+    """
+    num_steps = NUM_SHORT_EPOCHS * STEPS_OF_A_SHORT_EPOCH
+    short = pairs_of(frameworks, "train", work, num_steps, num_pairs, NUM_SHORT_EPOCHS)
+    long = pairs_of(frameworks, "train", work, num_steps, num_pairs)
+
+    def added_s(pairs: Sequence[tuple[Cost, Cost]]) -> float:
+        return statistics.median(other.wall_s - plain.wall_s for plain, other in pairs)
+
+    return {key: (added_s(short[key]) - added_s(long[key])) / (NUM_SHORT_EPOCHS - 1) * 1e3 for key in short}
+
+
+def say(what: str) -> None:
+    """How far it is, where somebody looks."""
+    if sys.stderr.isatty():
+        print(f"\r{what:<79}", end="", file=sys.stderr, flush=True)
+
+
+# ---- tables
+
+
+def training_table(frameworks: Sequence[Framework], work: Work, found: dict[str, Measured]) -> str:
+    """Ratios of training."""
+    lines = [
+        f"| {work.title} | ratio | quartiles | added per step | target | |",
+        "| --- | ---: | :---: | ---: | ---: | --- |",
+    ]
+    for framework in frameworks:
+        measured, target = found[framework.key], TARGETS[work.key].get(framework.key)
+        judged = "" if target is None else "pass" if measured.ratios[1] <= target else "fail"
+        lines.append(
+            f"| {framework.title} | {measured.cells()} | {'' if target is None else f'{target:.2f}'} | {judged} |"
+        )
+    return "\n".join(lines)
+
+
+def evaluation_table(frameworks: Sequence[Framework], found: dict[tuple[str, str], dict[str, Measured]]) -> str:
+    """Ratios of validation and prediction, for each work."""
+    head = " | ".join(f"{do}, {work}" for do, work in found)
+    lines = [f"| | {head} |", f"| --- |{' ---: |' * len(found)}"]
+    for framework in frameworks:
+        cells = " | ".join(f"{column[framework.key].ratios[1]:.3f}" for column in found.values())
+        lines.append(f"| {framework.title} | {cells} |")
+    return "\n".join(lines)
+
+
+def starts_table(frameworks: Sequence[Framework], ends_ms: dict[str, float], starts: dict[str, Start]) -> str:
+    """Import, first step, memory of a fresh process; and what an epoch's end costs."""
+    lines = [
+        "| | import, beyond torch | to the first step | again | peak memory beyond plain | end of an epoch |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    plain = starts["plain"]
+    for framework in frameworks:
+        start = starts[framework.key]
+        lines.append(
+            f"| {framework.title} | {start.import_s:.2f} s | {start.first_step_ms:.0f} ms | {start.again_ms:.1f} ms"
+            f" | {start.peak_mib - plain.peak_mib:+.0f} MiB | {ends_ms[framework.key]:+.2f} ms |"
+        )
+    return "\n".join(lines)
+
+
+def faster_peers(columns: dict[str, dict[str, float]]) -> list[str]:
+    """Each place where a peer is below the row of ours that does as much."""
+    said = []
+    for column, ratios in columns.items():
+        for key, ratio in ratios.items():
+            library, _, setting = key.rpartition(".")
+            ours = setting if library else {"accelerate": "fabric"}.get(key)
+            if ours in ratios and ratio < ratios[ours]:
+                said.append(f"{column}: {key} {ratio:.3f}, ours ({ours}) {ratios[ours]:.3f}")
+    return said
+
+
+def draw(found: dict[str, dict[str, Measured]], titles: dict[str, str], path: Path) -> None:
+    """Bars of what a training step costs more than by hand, one panel for each work."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    keys = [key for key in next(iter(found.values())) if key != "plain"]
+    figure, panels = plt.subplots(
+        1, len(found), figsize=(3.2 * len(found) + 2.5, 0.32 * len(keys) + 1.4), sharey=True, squeeze=False
+    )
+    for axes, (work_key, measured) in zip(panels[0], found.items(), strict=True):
+        ratios = [measured[key].ratios[1] for key in keys]
+        ours = ["Fulmen" in titles[key] for key in keys]
+        axes.barh(range(len(keys)), ratios, color=["#d1495b" if own else "#9db4c0" for own in ours])
+        axes.set_xscale("log")
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.set_xlim(0.9, 1.6 * max(*ratios, 1.1))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter("")
+        axes.set_title(next(work.title for work in WORKS if work.key == work_key), fontsize=8)
+        for place, ratio in enumerate(ratios):
+            axes.text(ratio * 1.03, place, f"{ratio:.2f}", va="center", fontsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_yticks(range(len(keys)), [titles[key].replace("*", "") for key in keys], fontsize=8)
+    panels[0][0].invert_yaxis()
+    figure.supxlabel("time of a training step, plain torch loop = 1 (log scale)", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=140)
+
+
+# ---- the command
+
+
+def installed(framework: Framework) -> bool:
+    """Whether it can be imported here."""
+    return importlib.util.find_spec(framework.module.partition(".")[0]) is not None
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What to measure; wrong names are answered at once."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=MIN_PAIRS, metavar="N", help=f"pairs per row ({MIN_PAIRS})")
+    parser.add_argument("--works", default="", metavar="A,B", help=f"some of {', '.join(work.key for work in WORKS)}")
+    parser.add_argument("--only", default="", metavar="A,B", help="only these rows; a wrong name lists them all")
+    parser.add_argument("--parts", default="train,evaluate,start", metavar="A,B", help="what to measure")
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="draw the ratios of training into this file")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of one run, for a trial")
+    given = parser.parse_args(arguments)
+    for name, known in (
+        ("works", [work.key for work in WORKS]),
+        ("only", [framework.key for framework in FRAMEWORKS]),
+        ("parts", ["train", "evaluate", "start"]),
+    ):
+        wanted = [key for key in getattr(given, name).split(",") if key]
+        if unknown := [key for key in wanted if key not in known]:
+            parser.error(
+                f"--{name} {','.join(unknown)} is not known. Each has one name. Pass some of {', '.join(known)}."
+            )
+        setattr(given, name, wanted or known)
+    if given.pairs < 1 or (given.steps is not None and given.steps < 1):
+        parser.error("--pairs and --steps count runs. Nothing would be measured. Pass 1 or more.")
+    return given
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    given = parse_arguments(arguments)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    frameworks = [each for each in FRAMEWORKS if (each.key in given.only or each.key == "plain") and installed(each)]
+    works = [work for work in WORKS if work.key in given.works]
+    columns: dict[str, dict[str, float]] = {}
+    print(
+        f"One CPU thread; median of {given.pairs} pairs with the plain loop. {platform.machine()},"
+        f" Python {platform.python_version()}, torch {torch.__version__}; {versions(frameworks)}."
+    )
+    if "train" in given.parts:
+        found = {
+            work.key: measure(frameworks, "train", work, given.steps or work.num_steps, given.pairs) for work in works
+        }
+        for work in works:
+            print(f"\n{training_table(frameworks, work, found[work.key])}")
+        columns |= {f"train, {key}": medians(column) for key, column in found.items()}
+        if given.picture is not None:
+            draw(found, {framework.key: framework.title for framework in frameworks}, given.picture)
+    if "evaluate" in given.parts:
+        rows = [each for each in frameworks if each.key in EVALUATED or each.key.split(".")[-1] in ("off", "fabric")]
+        evaluated = {
+            (do, work.key): measure(rows, do, work, given.steps or 2 * work.num_steps, given.pairs)
+            for do in ("validate", "predict")
+            for work in works
+        }
+        print(f"\n{evaluation_table(rows, evaluated)}")
+        columns |= {f"{do}, {key}": medians(column) for (do, key), column in evaluated.items()}
+    if "start" in given.parts:
+        ends = epoch_ends_ms(frameworks, WORKS[0], given.pairs)
+        starts = measure_starts([framework.key for framework in frameworks], given.pairs, say)
+        print(f"\n{starts_table(frameworks, ends, starts)}")
+        columns |= {"end of an epoch, ms": ends, **starts_columns(starts)}
+    say("")
+    print(
+        "\n"
+        + ("\n".join(["A peer was faster:", *faster]) if (faster := faster_peers(columns)) else "No peer was faster.")
+    )
+
+
+def medians(column: dict[str, Measured]) -> dict[str, float]:
+    """The ratio of each row."""
+    return {key: measured.ratios[1] for key, measured in column.items()}
+
+
+def starts_columns(starts: dict[str, Start]) -> dict[str, dict[str, float]]:
+    """The columns in which a peer could be faster."""
+    fields: dict[str, Callable[[Start], float]] = {
+        "import, s": lambda start: start.import_s,
+        "first step, ms": lambda start: start.first_step_ms,
+        "peak memory, MiB": lambda start: start.peak_mib,
+    }
+    return {name: {key: of(start) for key, start in starts.items()} for name, of in fields.items()}
+
+
+def versions(frameworks: Sequence[Framework]) -> str:
+    """Of the peers."""
+    from importlib.metadata import version
+
+    needed = sorted({framework.needs for framework in frameworks if framework.needs})
+    return ", ".join(f"{name} {version(name)}" for name in needed) or "no peers"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""End this process in time, whatever it is doing.
+
+Where torch is loaded, Python needs a second of computing to end, on a busy machine many; an unfinished collective makes
+it wait for half an hour. Whoever fails must not hold up the others for that long.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from types import TracebackType
+
+
+class _Deadline:
+    """When this process ends at the latest; a forked process has none of its own yet."""
+
+    pid = 0
+    at_s = 0.0
+    timed_pid = 0  # of the process that faulthandler watches
+
+
+def exit_within(seconds: float) -> None:
+    """End this process with exit code 1 if it has not ended by itself by then. The earliest of several calls counts."""
+    at_s = time.monotonic() + seconds
+    if _Deadline.pid == os.getpid() and _Deadline.at_s <= at_s:
+        return
+    _Deadline.pid, _Deadline.at_s = os.getpid(), at_s
+    if _Deadline.timed_pid not in (0, os.getpid()):
+        # Forked while the timer ran: there is its lock, and not the thread that would give it back.
+        timer = threading.Timer(seconds, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
+        return
+    _Deadline.timed_pid = os.getpid()
+    # A thread of C that needs no lock of Python, so that it also works when the interpreter is half gone. What it
+    # prints is of no use to anybody.
+    silent = open(os.devnull, "w")  # noqa: SIM115 (must stay open until the end)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=silent)
+
+
+class _Shown:
+    """In which process the hook is: a forked one inherits it."""
+
+    pid = 0
+
+
+_WITHIN_S = "_fulmen_exit_within_s"
+
+
+def exit_soon_after(error: BaseException, seconds: float) -> None:
+    """If nobody catches `error`, end this process within `seconds` of its being printed, unless it has a prompt."""
+    error.__dict__[_WITHIN_S] = seconds
+    if _Shown.pid == os.getpid():
+        return
+    _Shown.pid = os.getpid()
+    show_before = sys.excepthook
+
+    def show(kind: type[BaseException], uncaught: BaseException, traceback: TracebackType | None) -> None:
+        show_before(kind, uncaught, traceback)
+        within_s = uncaught.__dict__.get(_WITHIN_S)
+        if within_s is not None and not (sys.flags.inspect or hasattr(sys, "ps1")):
+            exit_within(within_s)
+
+    sys.excepthook = show

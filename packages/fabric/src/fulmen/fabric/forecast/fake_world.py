@@ -1,0 +1,144 @@
+"""One process that stands for rank 0 of many: a process group without others, and tensors without numbers."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from fulmen.fabric.collectives import process_group
+from fulmen.fabric.environments.base import ClusterEnvironment
+from fulmen.fabric.errors import ConfigurationError
+from fulmen.fabric.trees import map_tensors
+
+ModuleT = TypeVar("ModuleT", bound=Module)
+
+
+class FakeEnvironment(ClusterEnvironment):
+    """Rank 0 of a number of processes, none of which runs."""
+
+    def __init__(self, num_nodes: int, num_processes: int) -> None:
+        self._num_nodes, self._num_processes = num_nodes, num_processes
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """True: nobody has to start them."""
+        return True
+
+    @property
+    def main_address(self) -> str:
+        """Nobody goes there."""
+        return "127.0.0.1"
+
+    @property
+    def main_port(self) -> int:
+        """Nobody goes there."""
+        return 0
+
+    @staticmethod
+    def detect() -> bool:
+        """Never."""
+        return False
+
+    def world_size(self) -> int:
+        """As many as were asked for."""
+        return self._num_nodes * self._num_processes
+
+    def set_world_size(self, size: int) -> None:
+        """Nothing: it is known."""
+
+    def global_rank(self) -> int:
+        """0."""
+        return 0
+
+    def set_global_rank(self, rank: int) -> None:
+        """Nothing: it is known."""
+
+    def local_rank(self) -> int:
+        """0."""
+        return 0
+
+    def node_rank(self) -> int:
+        """0."""
+        return 0
+
+    def local_world_size(self) -> int | None:
+        """As many as were asked for."""
+        return self._num_processes
+
+
+@contextmanager
+def fake_group(world_size: int) -> Iterator[None]:
+    """Inside, a process group is open in which this is rank 0; its collectives return at once, and do nothing.
+
+    Raises:
+        ConfigurationError: If a real one is open.
+    """
+    if process_group.is_initialized():
+        raise ConfigurationError(
+            "A forecast was asked for while a process group is open. It needs one of its own, for processes that do not"
+            " exist. Make the forecast before anything is launched, or in another program."
+        )
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    shows_errors = sys.excepthook  # torch puts the rank before each line of a traceback
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
+    sys.excepthook = shows_errors
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def mode() -> Any:
+    """Inside of it, new tensors have no numbers."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def without_memory(module: ModuleT, apart: Iterable[Any] = ()) -> ModuleT:
+    """A copy on the meta device.
+
+    Args:
+        module: Stays as it is.
+        apart: What is not copied, although the module has it.
+    """
+
+    def shell(tensor: Tensor) -> Tensor:
+        made = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        return Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, Parameter) else made
+
+    # What a deep copy finds here it takes for copied: no parameter is copied for real.
+    memo: dict[int, Any] = {id(tensor): shell(tensor) for tensor in [*module.parameters(), *module.buffers()]}
+    memo |= {id(one): one for one in apart}
+    return copy.deepcopy(module, memo)
+
+
+def claim_device(module: Module, device: torch.device) -> None:
+    """Put tensors that claim to be on the device in the place of those on the meta device. Needs an active `mode()`."""
+    made: dict[int, Tensor] = {}  # tensors that are shared stay so
+    for part in module.modules():
+        for own in (part._parameters, part._buffers):
+            for name, tensor in own.items():
+                if tensor is not None:
+                    if id(tensor) not in made:
+                        made[id(tensor)] = _claiming(tensor, device)
+                    own[name] = made[id(tensor)]  # type: ignore[assignment]  # a parameter for a parameter
+
+
+def claiming(batch: Any, device: torch.device) -> Any:
+    """The batch, of tensors that claim to be on the device. Needs an active `mode()`."""
+    return map_tensors(batch, lambda tensor: _claiming(tensor, device))
+
+
+def _claiming(tensor: Tensor, device: torch.device) -> Tensor:
+    made = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+    return Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, Parameter) else made

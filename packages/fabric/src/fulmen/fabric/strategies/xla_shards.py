@@ -1,0 +1,185 @@
+"""What torch_xla's wrapper has split, to files and back: one file per process in a folder, or whole weights in one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from fulmen.fabric.checkpoint_io.base import CheckpointIO
+from fulmen.fabric.errors import CheckpointError, CheckpointNotFoundError
+from fulmen.fabric.filesystem import get_filesystem, is_dir
+from fulmen.fabric.optional_packages import require
+from fulmen.fabric.strategies.base import check_keys, refuse_empty
+from fulmen.fabric.types import PathLike, Stateful
+
+# In the file of each process, beside the keys of the state: how what it holds was split.
+_SPLIT = "shard_metadata"
+# Written last, and removed first: who finds it, finds all the others.
+_COMPLETE = "complete.ckpt"
+
+
+class Writer(Protocol):
+    """What is asked of a strategy here."""
+
+    @property
+    def checkpoint_io(self) -> CheckpointIO:
+        """Writes and reads files."""
+
+    @property
+    def global_rank(self) -> int:
+        """Of this process."""
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+
+    def barrier(self, name: str | None = None) -> None:
+        """Wait until all processes are here."""
+
+    def all_gather(self, tensor: Tensor, group: Any | None = None, sync_grads: bool = False) -> Tensor:
+        """The tensors of all processes, on a new first axis."""
+
+
+def is_wrapped(module: object) -> bool:
+    """Is it what torch_xla's wrapper made of a module?"""
+    fsdp: Any = require("torch_xla.distributed.fsdp", purpose="XLAFSDPStrategy()", pip="torch_xla")
+    return isinstance(module, fsdp.XlaFullyShardedDataParallel)
+
+
+def file_of(path: PathLike, rank: int, world_size: int) -> str:
+    """The file of one process in the folder `path`."""
+    return os.path.join(os.fspath(path), f"checkpoint_rank-{rank:08d}-of-{world_size:08d}.pth")
+
+
+def write_shards(
+    writer: Writer, path: PathLike, state: dict[str, Any], module: Any, *, one_by_one: bool, options: Any
+) -> None:
+    """Write the folder `path`: each process its file, and then one that says that all are there.
+
+    Args:
+        writer: Of this process.
+        path: The folder; if it is one of before, it is incomplete from the first to the last file.
+        state: What this process has.
+        module: The wrapped one.
+        one_by_one: Let the processes write one after the other.
+        options: For the checkpoint IO.
+    """
+    complete = os.path.join(os.fspath(path), _COMPLETE)
+    if writer.global_rank == 0:
+        with suppress(FileNotFoundError):
+            get_filesystem(path).rm_file(complete)
+    writer.barrier("before shards")
+    own = {**state, _SPLIT: _plain(module.get_shard_metadata())}
+    for turn in range(writer.world_size if one_by_one else 1):
+        if not one_by_one or turn == writer.global_rank:
+            writer.checkpoint_io.save_checkpoint(own, file_of(path, writer.global_rank, writer.world_size), options)
+        if one_by_one:
+            writer.barrier(f"shard {turn}")
+    writer.barrier("after shards")
+    if writer.global_rank == 0:
+        writer.checkpoint_io.save_checkpoint({"world_size": writer.world_size}, complete, options)
+
+
+def read_shards(
+    writer: Writer,
+    path: PathLike,
+    state: Module | Optimizer | dict[str, Any] | None,
+    *,
+    strict: bool,
+    weights_only: bool | None,
+) -> dict[str, Any]:
+    """Fill `state` from the file of this process; what was not asked for comes back.
+
+    Raises:
+        CheckpointNotFoundError: If there is no such folder.
+        CheckpointError: If it is not complete, or was written by another number of processes.
+    """
+    refuse_empty(path, state)
+    if not is_dir(path):
+        raise CheckpointNotFoundError(
+            f"There is no folder {os.fspath(path)!r}. XLAFSDPStrategy(state_dict_type='sharded') reads what it wrote, a"
+            " folder with a file of each process. Check the path; a single file is read with state_dict_type='full'."
+        )
+    io = writer.checkpoint_io
+    try:
+        written_by = io.load_checkpoint(os.path.join(os.fspath(path), _COMPLETE))["world_size"]
+    except CheckpointNotFoundError as error:
+        raise CheckpointError(
+            f"The folder {os.fspath(path)!r} is not complete. The file that is written last, {_COMPLETE!r}, is not"
+            " there, so the shards of some process may be missing. Load an older checkpoint."
+        ) from error
+    if written_by != writer.world_size:
+        raise CheckpointError(
+            f"The folder {os.fspath(path)!r} was written by {written_by} processes, and there are"
+            f" {writer.world_size}. The shards of torch_xla's wrapper fit as many as they were made for."
+            f" Run {written_by} processes; with state_dict_type='full' or spmd=True, weights fit any number."
+        )
+    held = io.load_checkpoint(file_of(path, writer.global_rank, writer.world_size), weights_only=weights_only)
+    held.pop(_SPLIT)
+    if state is None:
+        return held
+    wanted: dict[str, Any] = state if isinstance(state, dict) else {_only(held, state): state}
+    check_keys(path, wanted, held, strict)
+    for key in [key for key in wanted if key in held]:
+        _fill(wanted, key, held.pop(key), strict)
+    return held if isinstance(state, dict) else {}
+
+
+def gather_whole(writer: Writer, shards: Mapping[str, Tensor], module: Any) -> dict[str, Any]:
+    """The whole weights, on the CPU, under the names of the user's own module. All processes must call it.
+
+    Args:
+        writer: Of this process.
+        shards: The state dict of the wrapped module.
+        module: The wrapped one.
+    """
+    tools: Any = require("torch_xla.distributed.fsdp.state_dict_utils", purpose="XLAFSDPStrategy()", pip="torch_xla")
+    of_ranks: list[dict[str, Tensor]] = [{} for _ in range(writer.world_size)]
+    for name, shard in shards.items():
+        parts = writer.all_gather(shard).cpu() if writer.world_size > 1 else shard.detach().cpu().unsqueeze(0)
+        for of_rank, part in zip(of_ranks, parts, strict=True):
+            of_rank[name] = part
+    return dict(tools.consolidate_sharded_state_dicts(of_ranks, module.get_shard_metadata()))
+
+
+def write_whole(writer: Writer, path: PathLike, state: dict[str, Any], *, options: Any) -> None:
+    """Write one file, from rank 0."""
+    if writer.global_rank == 0:
+        writer.checkpoint_io.save_checkpoint(state, path, options)
+    writer.barrier("after file")
+
+
+def _plain(value: Any) -> Any:
+    """Without classes that a checkpoint would have to name."""
+    if isinstance(value, torch.Size):
+        return tuple(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _only(held: Mapping[str, Any], state: Module | Optimizer) -> str:
+    """The name of what a bare module or optimizer is to be filled from."""
+    is_module = isinstance(state, Module)
+    found = [
+        key for key, value in held.items() if isinstance(value, Mapping) and ("param_groups" in value) != is_module
+    ]
+    return found[0] if len(found) == 1 else "model" if is_module else "optimizer"
+
+
+def _fill(wanted: dict[str, Any], key: str, loaded: Any, strict: bool) -> None:
+    value = wanted[key]
+    load: Callable[..., Any] | None = getattr(value, "load_state_dict", None)
+    if isinstance(value, Module):
+        value.load_state_dict(loaded, strict=strict)
+    elif load is not None and isinstance(value, Stateful | Optimizer):
+        load(loaded)
+    else:
+        wanted[key] = loaded

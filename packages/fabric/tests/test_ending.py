@@ -1,0 +1,58 @@
+"""A process ends in time, whatever it is doing."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# In every case Python would go on for a minute. The exit code of a process that was ended is 1.
+_CASES = {
+    "a wait": "exit_within(0.2); time.sleep(60)",
+    "the earliest counts": "exit_within(0.2); exit_within(50); time.sleep(60)",
+    "an earlier one later": "exit_within(50); exit_within(0.2); time.sleep(60)",
+    "Python's end": "atexit.register(time.sleep, 60); exit_within(0.2)",
+    "a lock that is kept": "exit_within(0.2); sum(iter(int, 1))",
+    "a fork has its own": (
+        "exit_within(50); child = os.fork(); child or (exit_within(0.2), time.sleep(60));"
+        " os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    ),
+    "an error that nobody catches": (
+        "atexit.register(time.sleep, 60); error = ValueError('x'); exit_soon_after(error, 0.2); raise error"
+    ),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="one case forks")
+def test_a_process_ends_in_time_whatever_it_does():
+    head = "import atexit, os, time\nfrom fulmen.fabric.ending import exit_soon_after, exit_within\n"
+    running = {
+        what: subprocess.Popen([sys.executable, "-c", head + code], stderr=subprocess.PIPE, text=True)
+        for what, code in _CASES.items()
+    }
+    for what, process in running.items():
+        # Far less than a minute, and far more than a busy machine needs.
+        _, err = process.communicate(timeout=50)
+        assert process.returncode == 1, (what, err)
+        assert ("ValueError: x" in err) == what.startswith("an error"), (what, err)
+
+
+def test_an_error_that_somebody_catches_ends_nothing():
+    code = (
+        "import sys, time\nfrom fulmen.fabric.ending import exit_soon_after\n"
+        "error = ValueError()\nexit_soon_after(error, 0.0)\n"
+        "try:\n    raise error\nexcept ValueError:\n    pass\n"
+        "sys.excepthook(KeyError, KeyError(), None)\ntime.sleep(0.3)\nsys.exit(7)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=50).returncode == 7
+
+
+def test_a_prompt_stays_after_an_error():
+    code = (
+        "from fulmen.fabric.ending import exit_soon_after\n"
+        "import time\nerror = ValueError('x'); exit_soon_after(error, 0.0); raise error\n"
+        "time.sleep(0.3)\nprint('still there')\nexit(7)\n"
+    )
+    done = subprocess.run([sys.executable, "-i", "-q"], input=code, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 7, done.stderr
+    assert "still there" in done.stdout

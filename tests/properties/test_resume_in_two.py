@@ -1,0 +1,100 @@
+"""Two processes that are stopped and resumed are bit by bit the two that never stopped; one group runs every case."""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo  # DDP imports it, which takes seconds; forked processes have what is there already
+import torch.multiprocessing as mp
+
+from tests.support.resume_scenarios import Cut, Scenario, fit
+
+FLAGS = {
+    "devices": 2,
+    "strategy": "ddp",
+    "max_epochs": 2,
+    "log_every_n_steps": 1,
+    "num_sanity_val_steps": 0,
+    "val_check_interval": 2,
+}
+PLAIN = Scenario(
+    loaders=[("shuffle", 21)],
+    validations=[8],  # as many batches for either process: who saves in one must not be alone there
+    norm=False,
+    schedulers=[("plateau", "step", 1)],
+    callbacks=["best of validation"],
+    flags=FLAGS,
+)
+WINDOWS = Scenario(
+    loaders=[("weighted", 20)], validations=[8], norm=False, flags={**FLAGS, "accumulate_grad_batches": 3}
+)
+SEVERAL = Scenario(
+    loaders=[("generator", 20), ("stream", 9)], callbacks=["ema"], validations=[8, 4], norm=False, flags=FLAGS
+)
+MANUAL = Scenario(
+    loaders=[("own batches", 24)], validations=[8], norm=False, manual=True, flags={**FLAGS, "precision": "64-true"}
+)
+CASES = {
+    "on a batch that triggers validation": (PLAIN, Cut("on_train_batch_end", 2)),
+    "inside validation": (PLAIN, Cut("on_validation_batch_end", 2)),
+    "at the end of an epoch": (PLAIN, Cut("on_train_epoch_end", 1)),
+    "by max_steps": (PLAIN, Cut("on_train_batch_end", 3, "steps over")),
+    "inside an accumulation window": (WINDOWS, Cut("on_train_batch_end", 2)),
+    "several loaders": (SEVERAL, Cut("on_train_batch_end", 3)),
+    "by hand": (MANUAL, Cut("on_train_batch_end", 3)),
+}
+
+
+def differences(scenario: Scenario, cut: Cut, folder: Path) -> list[str]:
+    """What a resumed run has not in common with one that never stopped, in this process."""
+    for name in ("cut", "whole"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    part, saver = fit(scenario, folder / "cut", cut=cut)
+    assert saver is not None
+    if saver.mark is None:
+        return ["there was no such moment"]
+    whole, _ = fit(scenario, folder / "whole")
+    resumed, _ = fit(scenario, folder / "cut", ckpt_path=saver.path, seed=77)
+    tape, rows = saver.mark
+    found = [] if part.tape[:tape] == whole.tape[:tape] else ["what was before the save"]
+    found += [] if resumed.tape == whole.tape[tape:] else ["samples and losses"]
+    found += [] if repr(resumed.rows) == repr(whole.rows[rows:]) else ["rows"]
+    return found + [what for what, value in whole.end.items() if resumed.end[what] != value]
+
+
+def one_of_two(rank: int, folder: Path, port: int) -> None:
+    logging.disable(logging.WARNING)
+    os.environ.update(
+        TORCHELASTIC_RUN_ID="test",
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        GROUP_RANK="0",
+        WORLD_SIZE="2",
+        LOCAL_WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_USE_AGENT_STORE="True",
+    )
+    torch.set_num_threads(1)
+    found = {name: differences(*case, folder / str(number)) for number, (name, case) in enumerate(CASES.items())}
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("two")
+    # Kept here, so that nobody else can take its port.
+    store = torch.distributed.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    mp.start_processes(one_of_two, (folder, store.port), nprocs=2, start_method="fork")
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_resumed_processes_are_bit_by_bit_the_two_that_never_stopped(
+    case: str, found: list[dict[str, Any]]
+) -> None:
+    assert [of_rank[case] for of_rank in found] == [[], []]
