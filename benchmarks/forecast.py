@@ -71,10 +71,16 @@ def loss(module: Any, text_BT: Tensor) -> Tensor:
 def main() -> None:
     """Make the forecast, and measure it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--strategy", choices=("fsdp", "hybrid", "model-parallel"), default="fsdp")
-    parser.add_argument("--num-nodes", type=int, default=128)
-    parser.add_argument("--num-blocks", type=int, default=32)
+    parser.add_argument(
+        "--strategy", choices=("fsdp", "hybrid", "model-parallel"), default="fsdp", help="default: %(default)s"
+    )
+    parser.add_argument("--num-nodes", type=int, default=128, metavar="N", help="of 8 processes each (%(default)s)")
+    parser.add_argument("--num-blocks", type=int, default=32, metavar="N", help="of the GPT (%(default)s)")
     given = parser.parse_args()
+    for name in ("num-nodes", "num-blocks"):
+        number = getattr(given, name.replace("-", "_"))
+        if number < 1:
+            parser.error(f"--{name} {number} leaves nothing to forecast. It is a number of {name[4:]}. Pass 1 or more.")
     began, began_cpu = time.perf_counter(), time.process_time()
     plan = {"blocks.*.[qkv]": "column", "blocks.*.out": "row", "blocks.*.up": "column", "blocks.*.down": "row"}
     strategy: Strategy

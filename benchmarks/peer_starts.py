@@ -75,7 +75,8 @@ def one_start(key: str) -> Start:
 
     with quiet():
         first, again = first_step_ms(), first_step_ms()
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    units_of_a_mib = 2**20 if sys.platform == "darwin" else 2**10
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units_of_a_mib
     return Start(import_s, first, again, peak_mib)
 
 

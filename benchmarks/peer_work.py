@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import pydoc_data.topics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -216,8 +216,3 @@ WORKS: Sequence[Work] = (
     Work("conv", "a small convolutional net on digits, batch 32", 32, 300, conv_net, digits, cross_entropy, 0.05, 0.9),
     Work("gpt", "a 4-layer GPT on text, batch 8", 8, 30, SmallGPT, text, cross_entropy, 0.1, 0.9),
 )
-
-
-def works_named(keys: Sequence[str]) -> Iterator[Work]:
-    """Those with the given keys, or all."""
-    return (work for work in WORKS if not keys or work.key in keys)

@@ -29,7 +29,7 @@ from step_overhead import MIN_PAIRS, BenchmarkError, Cost, quartiles, terminal
 
 NUM_WARM_UP_STEPS = 20
 NUM_SHORT_EPOCHS, STEPS_OF_A_SHORT_EPOCH = 21, 10
-TARGETS = {  # of issue-free words: ratio of training, by work and row
+TARGETS = {  # the ratio of training, by work and row
     "linear": {"fabric": 1.05, "off": 1.10, "log": 1.18, "defaults": 1.35},
     "mlp": {"defaults": 1.03},
     "conv": {"defaults": 1.03},
@@ -203,7 +203,7 @@ def draw(found: dict[str, dict[str, Measured]], titles: dict[str, str], path: Pa
         axes.barh(range(len(keys)), ratios, color=["#d1495b" if own else "#9db4c0" for own in ours])
         axes.set_xscale("log")
         axes.axvline(1, color="black", linewidth=0.8)
-        axes.set_xlim(0.9, 1.6 * max(*ratios, 1.1))
+        axes.set_xlim(0.9, 1.6 * max([*ratios, 1.1]))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter("")
         axes.set_title(next(work.title for work in WORKS if work.key == work_key), fontsize=8)
@@ -231,10 +231,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=MIN_PAIRS, metavar="N", help=f"pairs per row ({MIN_PAIRS})")
     parser.add_argument("--works", default="", metavar="A,B", help=f"some of {', '.join(work.key for work in WORKS)}")
     parser.add_argument("--only", default="", metavar="A,B", help="only these rows; a wrong name lists them all")
-    parser.add_argument("--parts", default="train,evaluate,start", metavar="A,B", help="what to measure")
+    parser.add_argument("--parts", default="train,evaluate,start", metavar="A,B", help="some of train, evaluate, start")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="draw the ratios of training into this file")
-    parser.add_argument("--steps", type=int, metavar="N", help="steps of one run, for a trial")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of one run of train and evaluate, for a trial")
     given = parser.parse_args(arguments)
+    wanted_rows = given.only.split(",")
     for name, known in (
         ("works", [work.key for work in WORKS]),
         ("only", [framework.key for framework in FRAMEWORKS]),
@@ -246,8 +247,22 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
                 f"--{name} {','.join(unknown)} is not known. Each has one name. Pass some of {', '.join(known)}."
             )
         setattr(given, name, wanted or known)
-    if given.pairs < 1 or (given.steps is not None and given.steps < 1):
-        parser.error("--pairs and --steps count runs. Nothing would be measured. Pass 1 or more.")
+    for name in ("pairs", "steps"):
+        if getattr(given, name) is not None and getattr(given, name) < 1:
+            parser.error(f"--{name} {getattr(given, name)} measures nothing. It is a number of {name}. Pass 1 or more.")
+    if given.picture is not None and "train" not in given.parts:
+        parser.error(
+            f"--picture {given.picture} would stay empty. It shows training, which --parts leaves out."
+            " Add train to --parts, or leave --picture out."
+        )
+    if given.picture is not None and importlib.util.find_spec("matplotlib") is None:
+        parser.error(f"--picture {given.picture} cannot be drawn. matplotlib is not installed. Install it first.")
+    missing = [each for each in FRAMEWORKS if each.key in wanted_rows and not installed(each)]
+    if missing:
+        parser.error(
+            f"--only {','.join(each.key for each in missing)} cannot be measured. Not installed is"
+            f" {', '.join(dict.fromkeys(each.needs for each in missing))}. Install it, or leave these rows out."
+        )
     return given
 
 

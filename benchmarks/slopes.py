@@ -1,8 +1,8 @@
 """How the cost of a step grows: with parameter tensors, with callbacks, with logged keys, with processes.
 
 For each size the same fit is timed beside a plain loop over the same model; what a step costs more is drawn against the
-size on two logarithmic axes, and the slope of the line through the upper half is printed: 0 is constant, 1 is linear.
-CPU time of one process, so that other work on the machine does not show.
+size on two logarithmic axes, and the slope of the line through the last three sizes is printed: 0 is constant, 1 is
+linear. CPU time of one process, so that other work on the machine does not show.
 
     python benchmarks/slopes.py
     python benchmarks/slopes.py --only parameters,keys --pairs 11
@@ -118,9 +118,11 @@ def plain_s(num_tensors: int) -> float:
     return cpu_s(watch) / count
 
 
-def fit_s(num_tensors: int = 10, num_keys: int = 0, callbacks: Sequence[Callback] = ()) -> float:
-    """CPU time of one step of a fit."""
-    watch, count = Stopwatch(), num_steps(max(num_tensors, num_keys))
+def fit_s(
+    num_tensors: int = 10, num_keys: int = 0, callbacks: Sequence[Callback] = (), count: int | None = None
+) -> float:
+    """CPU time of one step of a fit of `count` steps, or as many as go with the number of tensors."""
+    watch, count = Stopwatch(), count or num_steps(num_tensors)
     with tempfile.TemporaryDirectory(prefix="slopes_") as folder:
         flags = trainer_flags("fulmen.trainer", "off", folder)
         trainer = Trainer(max_epochs=1, accelerator="cpu", callbacks=[StopsWatch(watch), *callbacks], **flags)
@@ -145,7 +147,8 @@ def added_by_callbacks_s(count: int) -> float:
 
 def added_by_keys_s(count: int) -> float:
     """What logging so many keys adds to a step."""
-    return fit_s(num_keys=count) - fit_s()
+    steps = num_steps(count)  # of both: what comes once in a fit must be divided by the same number
+    return fit_s(num_keys=count, count=steps) - fit_s(count=steps)
 
 
 class EpochEnds(LightningModule):
@@ -220,7 +223,10 @@ def rows(keys: Sequence[str], num_pairs: int) -> Iterator[str]:
         curve = CURVES[key]
         curve.cost_s(curve.sizes[0])  # imports and caches
         points = [
-            (size, statistics.median(curve.cost_s(size) for _ in range(num_pairs if size < 10_000 else 3)))
+            (
+                size,
+                statistics.median(curve.cost_s(size) for _ in range(num_pairs if size < 10_000 else min(num_pairs, 3))),
+            )
             for size in curve.sizes
         ]
         found = slope(points[-3:])
@@ -248,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     warnings.simplefilter("ignore")
     logging.disable(logging.INFO)  # how each of the many fits ended
-    print("| with the number of | µs of CPU that a step costs more, at each size | slope | target | |")
+    print("| with the number of | size: µs of CPU that a step costs more | slope | target | |")
     print("| --- | --- | ---: | ---: | --- |")
     for row in rows(keys, given.pairs):
         print(row, flush=True)

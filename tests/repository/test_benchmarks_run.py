@@ -31,6 +31,34 @@ def test_step_overhead_prints_a_row_for_each_subject_and_nothing_of_the_bar(done
     assert "Epoch" not in done.stdout + done.stderr
 
 
+@runs("peers.py", "--parts", "train,evaluate", "--works", "linear", "--only", "off", "--steps", "20", "--pairs", "1")
+def test_peers_prints_training_and_evaluation_and_whether_a_peer_was_faster(done):
+    assert done.returncode == 0, done.stderr
+    training, evaluation = (rows(part) for part in done.stdout.split("\n\n")[1:3])
+    assert [row[0] for row in training] == ["the plain loop again", "**Fulmen** Trainer, all off"]
+    assert (training[1][4], training[1][5] in ("pass", "fail")) == ("1.10", True)
+    assert [row[0] for row in evaluation] == [row[0] for row in training]
+    assert all(float(cell) > 0 for row in evaluation for cell in row[1:])
+    assert done.stdout.endswith("\nNo peer was faster.\n")
+
+
+@runs("slopes.py", "--only", "callbacks", "--pairs", "1")
+def test_slopes_prints_what_a_step_costs_at_each_size(done):
+    assert done.returncode == 0, done.stderr
+    [[what, costs, _, target, verdict]] = rows(done.stdout)
+    assert (what, target) == ("callbacks that hear each batch", "1.10")
+    assert [cost.split(":")[0] for cost in costs.split(", ")] == ["1", "10", "100"]
+    assert verdict in ("pass", "fail")
+
+
+@runs("forecast.py", "--num-blocks", "1", "--num-nodes", "2")
+def test_forecast_prints_a_forecast_and_what_it_took(done):
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("strategy         FSDPStrategy, precision bf16-mixed\n")
+    assert "16: 8 on each of 2 machines" in done.stdout
+    assert done.stdout.endswith("at most (targets: 30 s, 2.00 GiB)\n")
+
+
 @runs("ddp_overhead.py", "--steps", "3", "--blocks", "2", "--rounds", "1")
 def test_ddp_overhead_prints_what_two_processes_cost_and_how_often_they_talk(done):
     assert done.returncode == 0, done.stderr
@@ -147,6 +175,11 @@ _WRONG = [
     ("kill_while_saving.py", "--kills=0"),  # it runs in tests/cross/test_kill_while_saving.py
     ("fail_fast.py", "--only=scribt"),
     ("fuzz_inputs.py", "--only=jason"),
+    ("peers.py", "--only=kerass"),
+    ("peers.py", "--parts=star"),
+    ("slopes.py", "--only=calbacks"),
+    ("forecast.py", "--num-nodes=0"),
+    ("deepspeed_overhead.py", "--pairs=0"),  # its package is heavy: no test runs the rest
 ]
 
 

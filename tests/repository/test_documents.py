@@ -23,6 +23,15 @@ def test_the_python_in_a_document_runs(done):
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+def test_contributing_names_every_session_of_nox():
+    defined = set(
+        re.findall(r"^@nox\.session.*\n(?:@.*\n)*def (\w+)", (REPOSITORY / "noxfile.py").read_text(), re.MULTILINE)
+    )
+    commands = re.findall(r"^\| (`nox -s .*?) \|", (REPOSITORY / "docs/contributing.md").read_text(), re.MULTILINE)
+    assert len(defined) > 10
+    assert defined - set(re.findall(r"[a-z]+", " ".join(commands))) == set()
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_the_links_of_a_document_lead_somewhere(document):
     text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)

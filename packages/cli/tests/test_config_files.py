@@ -61,9 +61,10 @@ def test_a_key_that_is_set_twice_is_found(tmp_path_factory: Any, config: dict[st
     assert key_set_twice(["--config", str(path)]) == (str(path), ".".join(keys_), first, first + 1)
 
 
-def test_anchors_and_merged_mappings_set_nothing_twice(tmp_path: Path) -> None:
+def test_anchors_and_merged_mappings_and_other_types_set_nothing_twice(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
-    path.write_text("a: &a {x: 1}\nb: &b {x: 2}\nc:\n  <<: *a\n  <<: *b\n  x: 3\nd: [*a, *b, {x: 4}]\ne: &e [*e]\n")
+    merged = "a: &a {x: 1}\nb: &b {x: 2}\nc:\n  <<: *a\n  <<: *b\n  x: 3\nd: [*a, *b, {x: 4}]\ne: &e [*e]\n"
+    path.write_text(f"{merged}f: {{1: x, '1': y}}\n")
     assert key_set_twice(["--config", str(path)]) is None
 
 

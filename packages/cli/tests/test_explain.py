@@ -33,6 +33,7 @@ FILES = {
     "twice.yaml": "model: cliapp.Model\ntrainer:\n  max_epochs: 1\n  max_steps: 2\n  max_epochs: 3\n",
     "twice_in_list.yaml": "trainer:\n  callbacks:\n  - class_path: Timer\n"
     "    init_args: {verbose: true, verbose: false}\n",
+    "deep.yaml": f"model: {'[' * 3000}{']' * 3000}\n",
     "inside_itself.yaml": "model: &a\n  class_path: cliapp.Model\n  init_args: *a\n",
     "root.yaml": "fit:\n  model: cliapp.Model\n  trainer: {max_epoch: 3}\n",
 }
@@ -88,6 +89,7 @@ CASES = [
     ("fit --config twice.yaml", ["trainer.max_epochs stands twice in twice.yaml, in lines 3 and 5", "Remove one"]),
     ("fit --config twice_in_list.yaml", ["trainer.callbacks.init_args.verbose stands twice", "in line 4."]),
     ("fit --config inside_itself.yaml", ["contains itself"]),
+    ("fit --config deep.yaml", ["The config file deep.yaml is nested too deeply", "nothing was started"]),
     ("fit --model cliapp.Model --trainer.max_ep 3", ["Did you mean --trainer.max_epochs?"]),
     ("exampels", ["'exampels' is no subcommand", "Did you mean examples?"]),
     ("fit --config tag.yaml", ["'tag.yaml' has a tag", "line 1", "Tags build objects"]),

@@ -42,6 +42,8 @@ def test_every_option_is_there_once_and_trainer_options_by_purpose(command: Call
     assert "Trainer: further arguments" not in titles, "a new argument of Trainer needs its place in help.py"
     assert "FULMEN_FIT__TRAINER__MAX_EPOCHS=3" in shown
     assert "fulmen.trainer." not in shown, "short names will do"
+    assert {"FSDPStrategy", "AdamW"} <= set(words := re.findall(r"\w+", shown))
+    assert {"OnXLA", "ParallelStrategy", "EngineOptimizer"}.isdisjoint(words), "nobody chooses these"
 
 
 def test_the_root_lists_the_words_of_the_command(command: Callable[..., Any]) -> None:

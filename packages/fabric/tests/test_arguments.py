@@ -39,6 +39,8 @@ NEEDED: dict[str, dict[str, Any]] = {
 ELSEWHERE = {
     "BitsandbytesPrecision",
     "TransformerEnginePrecision",
+    "TorchAOPrecision",
+    "DeepSpeedStrategy",
     "LSFEnvironment",
     "MPIEnvironment",
     "XLAEnvironment",

@@ -11,6 +11,8 @@ _CASES = {
     "a wait": "exit_within(0.2); time.sleep(60)",
     "the earliest counts": "exit_within(0.2); exit_within(50); time.sleep(60)",
     "an earlier one later": "exit_within(50); exit_within(0.2); time.sleep(60)",
+    "taken back, and asked for again": "exit_within(50); exit_no_more(); exit_within(0.2); time.sleep(60)",
+    "taken back, and asked for later": "exit_within(0.1); exit_no_more(); exit_within(0.4); time.sleep(60)",
     "Python's end": "atexit.register(time.sleep, 60); exit_within(0.2)",
     "a lock that is kept": "exit_within(0.2); sum(iter(int, 1))",
     "a fork has its own": (
@@ -25,7 +27,7 @@ _CASES = {
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="one case forks")
 def test_a_process_ends_in_time_whatever_it_does():
-    head = "import atexit, os, time\nfrom fulmen.fabric.ending import exit_soon_after, exit_within\n"
+    head = "import atexit, os, time\nfrom fulmen.fabric.ending import exit_no_more, exit_soon_after, exit_within\n"
     running = {
         what: subprocess.Popen([sys.executable, "-c", head + code], stderr=subprocess.PIPE, text=True)
         for what, code in _CASES.items()
@@ -35,6 +37,12 @@ def test_a_process_ends_in_time_whatever_it_does():
         _, err = process.communicate(timeout=50)
         assert process.returncode == 1, (what, err)
         assert ("ValueError: x" in err) == what.startswith("an error"), (what, err)
+
+
+def test_what_is_taken_back_ends_nothing():
+    code = "import time\nfrom fulmen.fabric.ending import exit_no_more, exit_within\n"
+    code += "exit_no_more(); exit_within(0.3); exit_no_more(); time.sleep(0.6); raise SystemExit(7)\n"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=50).returncode == 7
 
 
 def test_an_error_that_somebody_catches_ends_nothing():

@@ -222,6 +222,8 @@ def test_of_several_strategies_the_wrong_ones_are_named() -> None:
         assert_parity(Net, batches(2), loss, strategy=several, each_step=False)
     assert "They differ after step 1 of 2" in str(raised.value)
     assert "right" not in str(raised.value)
+    with pytest.raises(ConfigurationError, match="holds no strategy"):
+        assert_parity(Net, batches(), loss, strategy={}, devices=1)
     with pytest.raises(ConfigurationError, match="holds a SingleDeviceStrategy that starts its processes by itself"):
         assert_parity(Net, batches(), loss, strategy={"one": SingleDeviceStrategy(), "two": DDPStrategy()}, devices=1)
 

@@ -111,3 +111,6 @@ def test_what_cannot_be_planned_is_refused():
 
     with pytest.raises(ConfigurationError, match=r"Skips.training_step\(\) returned None"):
         trainer().plan(Skips(), loader())
+
+    with pytest.raises(ConfigurationError, match=r"no batch in the training dataloader list"):
+        trainer().plan(Net(), [])

@@ -163,6 +163,14 @@ def test_what_is_damaged_is_told(folder, tmp_path):
         DeepSpeedFolder(folder).weights()
 
 
+def test_what_is_the_same_in_all_files_is_read_in_one(folder):
+    next((folder / "checkpoint").glob("*rank_1*optim_states.pt")).write_bytes(b"nothing")
+    found = DeepSpeedFolder(folder)
+    assert (found.stage, found.world_size, found.scaler()) == (3, 2, {})
+    with pytest.raises(CheckpointDamagedError):
+        found.weights()
+
+
 class Runs:
     def __reduce__(self):
         return print, ("it ran",)

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from fulmen.fabric.collectives import process_group
 from fulmen.fabric.environments.default import LightningEnvironment
 from fulmen.fabric.environments.torchelastic import TorchElasticEnvironment
-from fulmen.fabric.errors import ConfigurationError
+from fulmen.fabric.errors import ConfigurationError, ProcessFailedError
 from fulmen.fabric.launchers.spawn import SpawnLauncher
 
 
@@ -27,6 +28,29 @@ def test_alone_there_is_nobody_to_wait_for():
     process_group.close()
     thing = object()
     assert process_group.broadcast_object(thing) is thing
+
+
+def test_who_has_come_waits_until_all_have_and_says_how_many_are_missing():
+    alone, met = dist.HashStore(), dist.HashStore()
+    with pytest.raises(ProcessFailedError, match="Only 1 of 2 processes have come"):
+        process_group._await_all(alone, 2, timedelta(milliseconds=10))
+    process_group._await_all(alone, 2, timedelta(seconds=50))  # as the second one
+    process_group._await_all(met, 1, timedelta(seconds=50))
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer sends signals here")
+def test_who_waits_for_the_others_to_come_hears_signals():
+    def hear(number, frame):
+        raise InterruptedError("heard")
+
+    before = signal.signal(signal.SIGALRM, hear)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(InterruptedError, match="heard"):
+            process_group._await_all(dist.HashStore(), 2, timedelta(seconds=50))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _open_twice_and_once_more_after_closing():

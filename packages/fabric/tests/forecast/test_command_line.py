@@ -56,6 +56,8 @@ def test_a_table_is_printed(capsys, target):
     assert code == 0
     assert out.startswith("strategy         SingleDeviceStrategy, precision 32-true\n")
     assert "steps per epoch  3" in out
+    assert "not known, as no batch was tried" in out, "nobody said that there are none"
+    assert "no collectives" not in out
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,13 @@ def test_mistakes_are_answered_in_one_line(capsys, target, what, words):
     assert (code, out) == (1, "")
     assert told.startswith("fulmen-fabric plan: ")
     assert words in told
+
+
+def test_strategies_that_cannot_be_forecast_are_not_offered(capsys, target):
+    code, out, told = run(capsys, f"{target}:alone", "--strategy", "deepspeed")
+    assert (code, out) == (2, "")
+    assert "deepspeed" in told
+    assert "fsdp" in told
 
 
 def test_a_wrong_option_is_refused_before_torch_is_loaded():

@@ -252,6 +252,7 @@ def test_other_mistakes_are_warned_of():
         ({"strategy": "single_device", "devices": 2}, "more devices than one"),
         ({"devices": 0}, "devices=0"),
         ({"num_nodes": True}, "num_nodes=True"),
+        ({"num_samples": 10, "batch_size": 0}, "batch_size=0"),
         ({"precision": "33"}, "precision='33'"),
         ({"strategy": ModelParallelStrategy(plan={"0": "shard"}, data_parallel_size=3), "devices": 4}, "not fit 4"),
     ],

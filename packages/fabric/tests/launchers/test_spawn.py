@@ -13,6 +13,7 @@ import torch
 
 from fulmen.fabric.environments.default import LightningEnvironment
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, ProcessFailedError
+from fulmen.fabric.launchers import spawn
 from fulmen.fabric.launchers.base import GATHER_S, TERMINATE_S
 from fulmen.fabric.launchers.spawn import SpawnLauncher, _Globals
 
@@ -271,6 +272,29 @@ def test_processes_that_are_asked_to_end_may_take_their_time(tmp_path):
     asking.join()
     assert caught.value.code == 143
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "saved-0", "saved-1"]
+
+
+def test_a_signal_that_comes_before_the_processes_are_there_reaches_them_too(monkeypatch):
+    launcher = _forks()
+    host = spawn.host_store
+
+    def is_told_meanwhile(*args):
+        launcher.kill(signal.SIGTERM)
+        return host(*args)
+
+    monkeypatch.setattr(spawn, "host_store", is_told_meanwhile)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(ProcessFailedError, match="was killed by SIGTERM"):
+            launcher.launch(time.sleep, 60)
+        monkeypatch.undo()
+        assert launcher.launch(_rank) == 0  # and no process of a later launch
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _rank():
+    return int(os.environ["RANK"])
 
 
 def _ask_when_ready(launcher, marks):

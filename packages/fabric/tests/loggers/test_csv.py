@@ -210,6 +210,22 @@ def test_a_disk_that_is_full_for_a_while_costs_no_row(tmp_path: Path) -> None:
     assert table(Path(logger.log_dir, "metrics.csv")) == [["loss", "step"], *([str(n), str(n)] for n in range(4))]
 
 
+def test_waiting_rows_that_cannot_be_removed_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        raise PermissionError(path)
+
+    file = MetricsFile(str(tmp_path))
+    monkeypatch.setattr(WorkRation, "is_open", property(lambda ration: file.metrics_keys == []))
+    for step, name in enumerate(["a", "b", "c"]):
+        file.log_metrics({name: step}, step)
+        file.save()
+    assert (tmp_path / "metrics.waiting.jsonl").exists()
+    monkeypatch.setattr("fulmen.fabric.loggers.waiting_rows.remove", refuse)
+    file.close()
+    file.save()
+    assert everything(file) == ["0", "1", "2"]
+
+
 def test_rows_far_apart_are_written_too(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, flush_logs_every_n_steps=100)
     for step in range(0, 1000, 50):

@@ -109,6 +109,10 @@ def what_cannot_be_had_is_refused(n, folder):
         attend_together(module, "part", way, dist.group.WORLD)
         with pytest.raises(kind, match=says):
             module(x)
+    with pytest.raises(ConfigurationError, match=r"ulysses_attention\(query=.*four axes"):
+        ulysses_attention(x[:, 0], x[:, 0], x[:, 0], group=dist.group.WORLD)
+    with pytest.raises(ConfigurationError, match=r"keys of shape \(2, 3, 8, 3\) and values of shape \(2, 3, 8, 2\)"):
+        ring_attention(x, x, x[..., :2], group=dist.group.WORLD)
     with pytest.raises(ConfigurationError, match="got 8 queries and 4 keys"):
         ring_attention(x, x[:, :, :4], x[:, :, :4], group=dist.group.WORLD)
 

@@ -106,6 +106,8 @@ def test_a_name_says_its_stage_and_what_waits_where(name, preset):
 
 
 def test_a_configuration_takes_the_place_of_the_defaults():
+    assert zero_stage(chosen(DeepSpeedArguments(stage=3), {}, None)) == 3
+    assert zero_stage(chosen(DeepSpeedArguments(offload_optimizer=True), {}, None)) == 2
     config = chosen(DeepSpeedArguments(), {"zero_optimization": {"stage": 3}}, None)
     assert config == {"zero_optimization": {"stage": 3}}
     config = chosen(DeepSpeedArguments(pin_memory=True), {"zero_optimization": {"offload_optimizer": {}}}, None)
@@ -211,6 +213,8 @@ def test_both_sides_of_a_contradiction_are_named():
         merged({"zero_optimization": {"stage": 1}}, DeepSpeedArguments(stage=3))
     with pytest.raises(ConfigurationError, match=r"zero_optimization=False\).*zero_optimization is \{\.\.\.\}"):
         merged({"zero_optimization": {"stage": 1}}, DeepSpeedArguments(zero_optimization=False))
+    with pytest.raises(ConfigurationError, match=r"offload_params_device='nvme'\) has no effect.*offload_param\."):
+        merged({"zero_optimization": {"stage": 3}}, DeepSpeedArguments(offload_params_device="nvme"))
     with pytest.raises(ConfigurationError, match=r"Trainer\(gradient_clip_val=0\.5\).*gradient_clipping is 1\.0"):
         agreed({"gradient_clipping": 1.0}, "gradient_clipping", 0.5, "Trainer(gradient_clip_val=0.5)")
     assert agreed({"gradient_clipping": "auto"}, "gradient_clipping", 0.5, "") == 0.5

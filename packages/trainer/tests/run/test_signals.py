@@ -1,12 +1,14 @@
 import os
 import signal
 import threading
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fulmen.trainer.errors import InterruptedBySignal
+from fulmen.trainer.run import signals as module
 from fulmen.trainer.run.signals import Signals
 
 NUMBERS = [signal.SIGTERM, signal.SIGHUP]
@@ -72,6 +74,36 @@ def test_a_new_run_listens_anew():
     signals = Signals()
     signals.caught = signal.SIGTERM
     with signals.listening():
+        signals.finish()
+
+
+def test_what_came_before_a_process_of_the_run_listens_for_itself_is_not_lost():
+    signals = Signals()
+    with pytest.raises(InterruptedBySignal), signals.listening():  # noqa: PT012  # what raises is the inner block
+        os.kill(os.getpid(), signal.SIGTERM)  # to the process that starts the others, or to a forked one
+        with signals.listening():
+            assert signals.caught == signal.SIGTERM
+            signals.finish()
+    with signals.listening():
+        assert not signals.caught
+
+
+def test_who_is_told_to_end_does_not_wait_for_ever_for_the_others_to_come(monkeypatch):
+    monkeypatch.setattr(module, "_MEET_WITHIN_S", 0.1)
+    signals = Signals()
+    with pytest.raises(InterruptedBySignal) as caught, signals.listening(), signals.meeting():  # noqa: PT012  # as above
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(50)
+        pytest.fail("went on")
+    assert caught.value.signum == signal.SIGTERM
+
+
+def test_who_is_told_to_end_while_the_others_come_goes_on_to_where_all_stop():
+    signals = Signals()
+    with pytest.raises(InterruptedBySignal), signals.listening():  # noqa: PT012  # what raises is the last line
+        with signals.meeting():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.caught
         signals.finish()
 
 

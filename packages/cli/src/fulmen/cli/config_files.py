@@ -37,7 +37,7 @@ def read_config(text: str) -> Any:
 
     try:
         return yaml.safe_load(_content(text) if _is_file(text) else text)
-    except (OSError, ValueError, ImportError, yaml.YAMLError):
+    except (OSError, ValueError, ImportError, RecursionError, yaml.YAMLError):
         return None
 
 
@@ -75,15 +75,21 @@ def yaml_problem(arguments: Sequence[str]) -> tuple[str, str] | None:
 
 
 def key_set_twice(arguments: Sequence[str]) -> tuple[str, str, int, int] | None:
-    """A file that sets a key twice in one mapping, of which YAML keeps the last: the file, the key, and both lines."""
+    """A file that sets a key twice in one mapping, of which YAML keeps the last: the file, the key, and both lines.
+
+    Raises:
+        RecursionError: With the path of a file that is nested deeper than Python can follow.
+    """
     import yaml
 
     for path in _all_files(arguments):
         try:
             root = yaml.compose(_content(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            found = _set_twice(root, (), set())
         except (OSError, ValueError, ImportError, yaml.YAMLError):  # told where the file is read
             continue
-        found = _set_twice(root, (), set())
+        except RecursionError:
+            raise RecursionError(path) from None
         if found is not None:
             return path, *found
     return None
@@ -95,14 +101,14 @@ def _set_twice(node: Any, above: tuple[str, ...], seen: set[int]) -> tuple[str, 
     seen.add(id(node))
     if node is None or isinstance(node.value, str):
         return None
-    lines: dict[str, int] = {}
+    lines: dict[tuple[str, str], int] = {}
     for item in node.value:
         name, value = item if isinstance(item, tuple) else (None, item)
         keys = above
         if name is not None and isinstance(name.value, str):
-            key, line = name.value, name.start_mark.line + 1
-            keys = (*above, key)
-            if key in lines and key != "<<":  # what is merged in may come from several
+            key, line = (name.tag, name.value), name.start_mark.line + 1  # by tag, as 1 and "1" are two keys
+            keys = (*above, name.value)
+            if key in lines and name.value != "<<":  # what is merged in may come from several
                 return ".".join(keys), lines[key], line
             lines[key] = line
         found = _set_twice(value, keys, seen)

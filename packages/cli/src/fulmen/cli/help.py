@@ -17,6 +17,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 _MAX_WIDTH = 110
 _MIN_WIDTH = 40
 _INDENT = 2
+# Bases that others stand on, and what strategies make for themselves.
+_NOT_TO_CHOOSE = re.compile(
+    r"\.(?:base|core)\.|^torch\.(?!optim)|\.strategies\.(?:parallel|sharded|on_xla|deepspeed_engine)\.|\.ParallelStrategy$"
+)
 _HELP_AT = 30  # the column in which explanations begin
 _MIN_HELP_WIDTH = 24
 
@@ -263,9 +267,7 @@ def known_classes(action: Any, hint: Any) -> list[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes that are gone by now
         listed = action.extra_help().partition("known subclasses: ")[2]
-    paths = [
-        path for path in listed.split(", ") if path and not re.search(r"\.(?:base|core)\.|^torch\.(?!optim)", path)
-    ]
+    paths = [path for path in listed.split(", ") if path and not _NOT_TO_CHOOSE.search(path)]
     names = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
     return [name for name in names if name.isidentifier() and name not in _base_names(hint)]
 

@@ -308,7 +308,11 @@ class LightningArgumentParser(ArgumentParser):
             sys.exit(0)  # rank zero prints
         if any("://" in argument for argument in arguments) and is_installed("fsspec"):
             set_parsing_settings(config_read_mode_fsspec_enabled=True)
-        if (twice := key_set_twice(arguments)) is not None:
+        try:
+            twice = key_set_twice(arguments)
+        except RecursionError as error:
+            self.error(f"The config file {error} is nested too deeply to be read", error)
+        if twice is not None:
             path, key, *lines = twice
             again = Complaint(Kind.SET_TWICE, f"{key} is set twice", (key,), path, wanted=tuple(map(str, lines)))
             self.error(again.text, RefusedValueError(again))

@@ -19,7 +19,7 @@ def add_arguments(parser: Any) -> None:
     Args:
         parser: Has the options of trainer, model and data already.
     """
-    parser.add_argument("--json", type=bool, default=False, help="Print JSON in the place of tables? (--json true)")
+    parser.add_argument("--json", type=bool, default=False, help="JSON in the place of tables.")
 
 
 def run(cli: Any, json: bool = False, **arguments: Any) -> None:

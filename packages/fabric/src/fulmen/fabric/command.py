@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True, title="commands")
     run_parser, options_of_run = _add_run(commands)
     _add_consolidate(commands)
-    add_plan(commands, tuple(name for name in STRATEGIES if name != "dp"), PRECISIONS, _integer)
+    add_plan(commands, tuple(name for name in STRATEGIES if name.startswith(("ddp", "fsdp"))), PRECISIONS, _integer)
     script_arguments: list[str] = []
     if words[:1] == ["run"]:
         ours, script_arguments = _split(words[1:], options_of_run, run_parser)

@@ -20,6 +20,7 @@ class _Deadline:
     pid = 0
     at_s = 0.0
     timed_pid = 0  # of the process that faulthandler watches
+    timer: threading.Timer | None = None  # where faulthandler cannot
 
 
 def exit_within(seconds: float) -> None:
@@ -30,15 +31,26 @@ def exit_within(seconds: float) -> None:
     _Deadline.pid, _Deadline.at_s = os.getpid(), at_s
     if _Deadline.timed_pid not in (0, os.getpid()):
         # Forked while the timer ran: there is its lock, and not the thread that would give it back.
-        timer = threading.Timer(seconds, os._exit, (1,))
-        timer.daemon = True
-        timer.start()
+        _Deadline.timer = threading.Timer(seconds, os._exit, (1,))
+        _Deadline.timer.daemon = True
+        _Deadline.timer.start()
         return
     _Deadline.timed_pid = os.getpid()
     # A thread of C that needs no lock of Python, so that it also works when the interpreter is half gone. What it
     # prints is of no use to anybody.
     silent = open(os.devnull, "w")  # noqa: SIM115 (must stay open until the end)
     faulthandler.dump_traceback_later(seconds, exit=True, file=silent)
+
+
+def exit_no_more() -> None:
+    """Take back what `exit_within` was told in this process. A later call counts again."""
+    if _Deadline.pid != os.getpid():
+        return
+    _Deadline.pid = 0
+    if _Deadline.timed_pid == os.getpid():
+        faulthandler.cancel_dump_traceback_later()
+    elif _Deadline.timer is not None:
+        _Deadline.timer.cancel()
 
 
 class _Shown:

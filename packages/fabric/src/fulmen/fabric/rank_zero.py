@@ -10,7 +10,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar, overload
 
 P = ParamSpec("P")
@@ -48,6 +49,15 @@ class RankZeroOnly:
     @rank.setter
     def rank(self, rank: int | None) -> None:
         self._rank = rank
+
+    @contextmanager
+    def as_rank(self, rank: int) -> Iterator[None]:
+        """Inside, this process counts as `rank`; afterwards as before, whatever was set inside."""
+        before, self._rank = self._rank, rank
+        try:
+            yield
+        finally:
+            self._rank = before
 
     @overload
     def __call__(self, fn: Callable[P, T]) -> Callable[P, T | None]: ...

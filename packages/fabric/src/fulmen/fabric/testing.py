@@ -151,6 +151,11 @@ def meshes(
 
 def _chosen(strategy: str | Strategy | Callable[[], Strategy] | Mapping[str, Strategy]) -> dict[str, str | Strategy]:
     if isinstance(strategy, Mapping):
+        if not strategy:
+            raise ConfigurationError(
+                "assert_parity(strategy={}) holds no strategy. Each is compared with one process, and here nothing"
+                " would be. Pass at least one, as from meshes(...)."
+            )
         return {name: copy.deepcopy(one) for name, one in strategy.items()}
     if isinstance(strategy, str):
         return {repr(strategy): strategy}

@@ -41,7 +41,7 @@ def forecast_of_fit(
             " defines. Pass an object of a class derived from LightningModule."
         )
     loader = _loader(model, train_dataloaders, datamodule)
-    batch = None if loader is None or not model.automatic_optimization else next(iter(loader))
+    batch = None if loader is None or not model.automatic_optimization else _first_batch(loader)
     shell = without_memory(model, apart=(trainer, model.__dict__.get("_sink")))
     shell.detach()
     with torch.device("meta"):
@@ -90,6 +90,15 @@ class _Nowhere:
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         """Nothing."""
+
+
+def _first_batch(loader: Any) -> Any:
+    for batch in loader:
+        return batch
+    raise ConfigurationError(
+        f"Trainer.plan() found no batch in the training dataloader {type(loader).__name__}. A forecast tries one step."
+        " Pass a dataloader that has a batch."
+    )
 
 
 def _loader(model: LightningModule, loaders: Any, datamodule: LightningDataModule | None) -> Any:

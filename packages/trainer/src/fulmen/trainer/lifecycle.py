@@ -138,7 +138,8 @@ def _set_up(context: RunContext, plan: Plan) -> None:
         with hooks.inside("configure_optimizers"):  # nothing may be logged here either
             hooks.callbacks = with_callbacks_of(module, hooks.callbacks)
     hooks.compile()
-    strategy.setup_environment()
+    with context.signals.meeting():
+        strategy.setup_environment()
     context.signals.stop_with_others(
         strategy.shared_store(),
         strategy.global_rank,

@@ -76,7 +76,7 @@ class Trainer(TrainerProperties):
     `PL_TRAINER_` and its name.
 
     Args:
-        accelerator: Kind of hardware: "cpu", "gpu", "cuda", "mps", "auto", or an Accelerator.
+        accelerator: Kind of hardware: "cpu", "gpu", "cuda", "mps", "tpu", "auto", or an Accelerator.
         strategy: How the module runs on several devices: "auto", "ddp", "ddp_spawn", ..., or a Strategy.
         devices: How many, or which: an int, a list of indices, "auto", or -1 for all.
         num_nodes: Number of machines.

@@ -202,7 +202,7 @@ class DeepSpeedFolder:
         """Of ZeRO; 0 is none."""
         if not self._optimizer_files:
             return 0
-        saved = self._optimizers[0].get("zero_stage")
+        saved = self._first_optimizer.get("zero_stage")
         return int(saved.values[0] if isinstance(saved, Opaque) else saved)  # type: ignore[arg-type]  # what it is else
 
     @property
@@ -218,7 +218,7 @@ class DeepSpeedFolder:
 
     def scaler(self) -> dict[str, Any]:
         """The numbers of the loss scaler; empty without ZeRO."""
-        found = self._optimizers[0].get("loss_scaler") if self._optimizer_files else None
+        found = self._first_optimizer.get("loss_scaler") if self._optimizer_files else None
         return {name: value for name, value in vars(found).items() if name != "values"} if found is not None else {}
 
     def param_groups(self) -> list[dict[str, Any]]:
@@ -279,8 +279,15 @@ class DeepSpeedFolder:
         return read_file(join(self.place, name), trusted=self._trusted)
 
     @cached_property
+    def _first_optimizer(self) -> dict[str, Any]:
+        """That of one process says what is the same in all: reading those of the others takes long."""
+        state: dict[str, Any] = self._read(self._optimizer_files[0])["optimizer_state_dict"]
+        return state
+
+    @cached_property
     def _optimizers(self) -> list[dict[str, Any]]:
-        return [self._read(name)["optimizer_state_dict"] for name in self._optimizer_files]
+        others = (self._read(name)["optimizer_state_dict"] for name in self._optimizer_files[1:])
+        return [self._first_optimizer, *others]
 
     @cached_property
     def _inner_states(self) -> list[dict[str, Any]]:
@@ -317,7 +324,7 @@ class DeepSpeedFolder:
 
     def _pieces_of_all(self, shapes: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, _Piece]]:
         """ZeRO 1 and 2: all parameters of a group stand behind each other, and that is cut into equal parts."""
-        paddings = self._optimizers[0].get("param_alignment_paddings")
+        paddings = self._first_optimizer.get("param_alignment_paddings")
         for group, of_group in enumerate(shapes):
             at = 0
             for place, (name, size) in enumerate(of_group.items()):

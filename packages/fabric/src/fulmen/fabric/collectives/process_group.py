@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import time
 import weakref
 from datetime import timedelta
 from types import TracebackType
@@ -18,7 +19,7 @@ import torch.distributed as dist
 
 from fulmen.fabric.ending import exit_within
 from fulmen.fabric.environments.base import ClusterEnvironment
-from fulmen.fabric.errors import ConfigurationError
+from fulmen.fabric.errors import ConfigurationError, ProcessFailedError
 from fulmen.fabric.gloo_threads import close_group
 
 default_pg_timeout: Final = timedelta(seconds=1800)
@@ -27,6 +28,7 @@ default_pg_timeout: Final = timedelta(seconds=1800)
 _HOSTED = "TORCHELASTIC_USE_AGENT_STORE"
 _RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 _EXIT_WITHIN_S = 2.0
+_LOOK_EVERY_S = 0.2
 
 
 class _Opened:
@@ -91,6 +93,7 @@ def init_distributed(
 
     Raises:
         ConfigurationError: If torch has no such backend, or another group is open.
+        ProcessFailedError: If not all processes have come within the timeout.
     """
     check_backend(backend)
     rank, world_size = environment.global_rank(), environment.world_size()
@@ -103,6 +106,7 @@ def init_distributed(
             )
         return
     store = _meet(environment, rank, timeout or default_pg_timeout)
+    _await_all(store, world_size, timeout or default_pg_timeout)
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=device_id
     )
@@ -132,6 +136,23 @@ def _meet(environment: ClusterEnvironment, rank: int, timeout: timedelta) -> Any
     attempt = os.environ.get(_RESTARTS, "0") if os.environ.get(_HOSTED) == "True" else "0"
     prefix = f"fulmen/attempt{attempt}/group{_Opened.num_groups}"
     return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]  # as above
+
+
+def _await_all(store: Any, world_size: int, timeout: timedelta) -> None:
+    """Until all processes have come. Unlike in torch's own waiting, signals and Ctrl-C are heard meanwhile."""
+    start_s = time.monotonic()
+    if store.add("here", 1) >= world_size:
+        store.set("all here", "")
+    while not store.check(["all here"]):
+        waited_s = time.monotonic() - start_s
+        if waited_s > timeout.total_seconds():
+            raise ProcessFailedError(
+                f"Only {store.add('here', 0)} of {world_size} processes have come within {timeout}, the timeout."
+                " The others have failed, hang, or were never started, and without them there is nothing to do."
+                " See what they printed; if they only need longer, pass a longer timeout, as in"
+                " strategy=DDPStrategy(timeout=timedelta(hours=1))."
+            )
+        time.sleep(min(_LOOK_EVERY_S, 0.001 + waited_s / 20))
 
 
 def shared_store() -> Any:

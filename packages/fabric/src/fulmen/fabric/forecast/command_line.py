@@ -47,7 +47,9 @@ def add_plan(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("target", metavar="FILE.py:FUNCTION", help="makes the module; without parameters")
+    parser.add_argument(
+        "target", metavar="FILE.py:FUNCTION", help="a function without parameters that makes the module"
+    )
     number = integer(1)
     for names, text in (
         (("--devices",), "processes on each machine; default 1"),
@@ -57,7 +59,9 @@ def add_plan(
         (("--batch-size", "--batch_size"), "of one process; default that of the batch"),
     ):
         parser.add_argument(*names, type=number, metavar="N", help=text)
-    parser.add_argument("--strategy", choices=("auto", *strategies), metavar="NAME", help=", ".join(strategies))
+    parser.add_argument(
+        "--strategy", choices=("auto", *strategies), metavar="NAME", help=f"auto, {', '.join(strategies)}"
+    )
     parser.add_argument("--precision", choices=precisions, metavar="NAME", help=", ".join(precisions))
     parser.add_argument("--json", action="store_true", help="print JSON in the place of tables")
 

@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
+from torch.overrides import TorchFunctionMode
 
 from fulmen.fabric.collectives import process_group
 from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.errors import ConfigurationError
+from fulmen.fabric.rank_zero import rank_zero_only
 from fulmen.fabric.trees import map_tensors
 
 ModuleT = TypeVar("ModuleT", bound=Module)
@@ -92,7 +94,8 @@ def fake_group(world_size: int) -> Iterator[None]:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
     sys.excepthook = shows_errors
     try:
-        yield
+        with rank_zero_only.as_rank(0):  # a strategy sets it for good
+            yield
     finally:
         dist.destroy_process_group()
 
@@ -102,6 +105,31 @@ def mode() -> Any:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+class FewParts(TorchFunctionMode):
+    """Inside, `torch.chunk` of a tensor without numbers makes one part, and puts it where all of that shape stand.
+
+    `fully_shard` cuts every parameter into parts for all processes, and asks for the shapes and the part of its own;
+    for a thousand processes, making the parts would be most of a forecast.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call it, or what takes its place."""
+        from torch._subclasses.fake_tensor import FakeTensor
+
+        called = _chunk if func is torch.chunk and args and isinstance(args[0], FakeTensor) else func
+        return called(*args, **(kwargs or {}))
+
+
+def _chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
+    length = input.shape[dim]
+    if length == 0:
+        return torch.chunk(input, chunks, dim)
+    size = -(-length // chunks)
+    num_full, rest = divmod(length, size)
+    parts = (input.narrow(dim, 0, size),) * num_full
+    return (*parts, input.narrow(dim, length - rest, rest)) if rest else parts
 
 
 def without_memory(module: ModuleT, apart: Iterable[Any] = ()) -> ModuleT:

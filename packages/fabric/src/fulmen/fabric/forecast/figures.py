@@ -133,6 +133,8 @@ class Forecast:
             )
             for one in self.traffic
         ]
+        if not rows and "activations" not in self.memory_bytes:
+            return ["", "activations, collectives: not known, as no batch was tried"]
         if not rows:
             return ["", "no collectives"]
         heads = ("collectives of a step", "axis", "processes", "calls", "tensors", "sent")

@@ -69,7 +69,8 @@ def make_forecast(
         ArgumentTypeError: If `module` is no module.
         ConfigurationError: If the strategy does not fit, or is of a kind that cannot be forecast.
     """
-    _check(module, devices, num_nodes, accumulate)
+    given = {} if batch_size is None else {"batch_size": batch_size}
+    _check(module, {"devices": devices, "num_nodes": num_nodes, "accumulate": accumulate, **given})
     made = _strategy(strategy, devices, num_nodes, registry)
     _set_precision(made, precision)
     world_size = devices * num_nodes
@@ -85,7 +86,8 @@ def make_forecast(
             fake_world.claim_device(shell, _CPU)
         if isinstance(made, MeshStrategy):
             # Not inside: meshes hold numbers. What is made of a tensor without numbers has none.
-            shell = made.setup_module(shell)
+            with fake_world.FewParts():
+                shell = made.setup_module(shell)
         stack.enter_context(no_values)
         found = [] if optimizers is None and not _trained(shell) else _listed((optimizers or _adamw)(shell))
         found = [made.setup_optimizer(one) for one in found] if isinstance(made, MeshStrategy) else found
@@ -118,13 +120,13 @@ def make_forecast(
         )
 
 
-def _check(module: object, devices: object, num_nodes: object, accumulate: object) -> None:
+def _check(module: object, counts: Mapping[str, object]) -> None:
     if not isinstance(module, Module):
         raise ArgumentTypeError(
             f"make_forecast({module!r}) got a {type(module).__name__}. A forecast is made of the parameters of a"
             " module. Pass the module."
         )
-    for name, value in (("devices", devices), ("num_nodes", num_nodes), ("accumulate", accumulate)):
+    for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigurationError(
                 f"make_forecast({name}={value!r}) is no number that one can have of them. The machines need not exist,"

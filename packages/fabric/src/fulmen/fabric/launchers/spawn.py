@@ -132,6 +132,7 @@ class SpawnLauncher(Launcher):
         self._preload = tuple(preload)
         self._processes: list[BaseProcess] = []
         self._parent = 0  # the process that has started them
+        self._sent = 0  # the last signal sent to them, also to those that start later
 
     @property
     def is_interactive_compatible(self) -> bool:
@@ -153,6 +154,7 @@ class SpawnLauncher(Launcher):
         if self._environment.creates_processes_externally:
             tell_agent_of_errors()
             return function(*args, **kwargs)
+        self._parent, self._sent = os.getpid(), 0
         call = _Call(function, args, kwargs)
         if self._start_method == "fork":
             _check_cuda_allows_fork()
@@ -160,7 +162,6 @@ class SpawnLauncher(Launcher):
         # Kept in this process, and only as long as the others run: they all are its clients.
         store = host_store(self._environment, self._num_processes * self._num_nodes)
         pipes: list[Connection] = []
-        self._parent = os.getpid()
         try:
             self._start(sent, pipes)
             return self._wait(pipes)
@@ -176,9 +177,10 @@ class SpawnLauncher(Launcher):
             del store
 
     def kill(self, signum: int) -> None:
-        """Send the signal to every process that this launcher started."""
+        """Send the signal to every process that this launcher started, or is about to start."""
         if self._parent != os.getpid():  # forked, with a list of processes that are not its own
             return
+        self._sent = signum
         for process in self._processes:
             if process.is_alive() and process.pid is not None:
                 os.kill(process.pid, signum)
@@ -203,6 +205,8 @@ class SpawnLauncher(Launcher):
             process.start()
             self._processes.append(process)
             writer.close()
+            if self._sent:  # it came before this process was there to hear of it
+                self.kill(self._sent)
 
     def _wait(self, pipes: list[Connection]) -> Any:
         """Until all are done, or the first failed."""

@@ -7,6 +7,7 @@ import io
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -216,7 +217,8 @@ class MetricsFile:
         self.metrics_keys = columns
         if self._file is not None:
             self._file.close()
-        self._waiting.clear()
+        with suppress(OSError):  # the table has the rows now; who reads both files sees that it has their columns
+            self._waiting.clear()
         self._ration.spend(time.monotonic() - begun_s)
 
 

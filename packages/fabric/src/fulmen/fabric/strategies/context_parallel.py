@@ -54,6 +54,11 @@ def ring_attention(
             f"ring_attention(...) got {query.shape[-2]} queries and {key.shape[-2]} keys. Each process has the same"
             " part of the sequence of both. Let attention between two sequences be, or use 'ulysses'."
         )
+    if key.shape != value.shape:
+        raise ConfigurationError(
+            f"ring_attention(...) got keys of shape {tuple(key.shape)} and values of shape {tuple(value.shape)}. Both"
+            " go round the ring in one tensor. Give them one shape, or use 'ulysses'."
+        )
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -72,6 +77,12 @@ def ulysses_attention(query: Tensor, key: Tensor, value: Tensor, *, group: Any, 
     """
     size = dist.get_world_size(group)
     for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.ndim != 4:
+            raise ConfigurationError(
+                f"ulysses_attention({name}=...) got a tensor of shape {tuple(tensor.shape)}. Each process takes some of"
+                " the heads, which are the second of four axes: (batch, heads, tokens, features)."
+                " Add an axis of heads, or use 'ring'."
+            )
         if tensor.shape[1] % size:
             raise ConfigurationError(
                 f"ulysses_attention({name}=...) has {tensor.shape[1]} heads for {size} processes. Each takes as many of"

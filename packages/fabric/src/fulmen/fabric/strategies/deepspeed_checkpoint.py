@@ -314,20 +314,20 @@ def _places(
 
 def _fill(flat: Tensor, places: Iterable[_Place], readers: Mapping[str, Any]) -> None:
     for name, at, start, end in places:
-        if name in readers:
-            flat[at : at + end - start].copy_(readers[name](name).reshape(-1)[start:end])
+        whole = readers[name](name) if name in readers else None
+        if whole is not None:
+            flat[at : at + end - start].copy_(whole.reshape(-1)[start:end])
 
 
 def _state_of_flat(source: WholeTensors, places: list[_Place], size: int, names: list[str]) -> dict[str, Any]:
     """The optimizer's state of one flat tensor."""
-    if not names:
-        return {}
-    example = source.optimizer_state(names[0])
+    # A parameter that never had a gradient may have no state, or not all of it: zeros stand for it.
+    example = next(filter(None, map(source.optimizer_state, names)), {})
     state: dict[str, Any] = {}
     for key, value in example.items():
         if isinstance(value, Tensor) and value.ndim:
             state[key] = torch.zeros(size, dtype=value.dtype)
-            readers = dict.fromkeys(names, lambda name, key=key: source.optimizer_state(name)[key])
+            readers = dict.fromkeys(names, lambda name, key=key: source.optimizer_state(name).get(key))
             _fill(state[key], places, readers)
         else:
             state[key] = value.clone() if isinstance(value, Tensor) else value

@@ -122,7 +122,8 @@ def merged(config: Mapping[str, Any], arguments: DeepSpeedArguments) -> Config:
     """A user's configuration, with the arguments that were given beside it.
 
     Raises:
-        ConfigurationError: If one of these says something else than the configuration; names both.
+        ConfigurationError: If one of these says something else than the configuration, naming both, or is about what
+            the configuration leaves out.
     """
     result = deepcopy(dict(config))
     for name, value in arguments.given().items():
@@ -133,13 +134,23 @@ def merged(config: Mapping[str, Any], arguments: DeepSpeedArguments) -> Config:
             if value is True and section is _ABSENT:
                 _put(result, _SWITCHES[name], {})
     for name, value in arguments.given().items():
+        has_place = name in _SWITCHES
         for place in _PLACES.get(name, ()):
             found = _get(result, place)
             if found is not _ABSENT and found != value:
                 raise _contradiction(f"DeepSpeedStrategy({name}={value!r}", ".".join(place), found)
             section = place[:-1]
-            if not section or section[0] != _ZERO or _get(result, section) is not _ABSENT:
+            if name == "stage" or not section or section[0] != _ZERO or _get(result, section) is not _ABSENT:
                 _put(result, place, value)
+                has_place = True
+        if not has_place:
+            sections = " or ".join(".".join(place[:-1]) for place in _PLACES[name])
+            raise ConfigurationError(
+                f"DeepSpeedStrategy({name}={value!r}) has no effect, for the configuration of DeepSpeed has no section"
+                f" {sections}. It says how that is done. Write the section, or leave {name} out."
+            )
+    if _ZERO in result and _ZERO not in config:  # only the arguments ask for it
+        result[_ZERO].setdefault("stage", arguments.stage)
     return result
 
 

@@ -143,7 +143,7 @@ def _split_over_data(module: Module, matched: Matched, mesh: DeviceMesh) -> None
     from torch.distributed.fsdp import fully_shard
 
     # Inner units before those that hold them; the module itself holds what is in none.
-    for name in sorted({*matched.units} - {""}, key=lambda name: -name.count(".")):
+    for name in sorted(filter(None, matched.units), key=lambda name: -name.count(".")):
         unit = module.get_submodule(name)
         if any(True for _ in unit.parameters()):
             fully_shard(unit, mesh=over)

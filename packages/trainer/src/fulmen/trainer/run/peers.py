@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fulmen.fabric.ending import exit_within
+from fulmen.fabric.ending import exit_no_more, exit_within
 from fulmen.fabric.errors import ProcessHangsError
 from fulmen.fabric.launchers.failures import Weight, failure_from_error
 
@@ -98,10 +98,8 @@ class Peers:
 
     def leave(self) -> None:
         """This process has ended its part of the run, and goes on by itself."""
-        import faulthandler
-
         if self._ends:
-            faulthandler.cancel_dump_traceback_later()
+            exit_no_more()
         try:
             self._store.set(f"left/{self._rank}", "")
         except RuntimeError:

@@ -21,6 +21,8 @@ from fulmen.trainer.run.peers import Peers
 _CAUGHT = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name))
 # Beyond every place that a loop begins.
 _OVER = sys.maxsize
+_LOOK_EVERY_S = 0.2
+_MEET_WITHIN_S = 5.0
 
 
 class Signals:
@@ -40,6 +42,8 @@ class Signals:
         self._others: CommonStop | None = None
         self._peers: Peers | None = None
         self._ends_together: bool | None = None  # not asked yet
+        self._listens = False
+        self._is_overdue = False
 
     @contextmanager
     def listening(self, pass_on: Callable[[int], None] | None = None, also: Iterable[int] = ()) -> Iterator[None]:
@@ -56,11 +60,15 @@ class Signals:
             InterruptedBySignal: If one came too late for the loop to act on it.
             KeyboardInterrupt: If that was Ctrl-C; also at the second one, and where no loop runs.
         """
-        self.caught, self.place, self.stopped = 0, 0, False
+        listened = self._listens
+        if not listened:  # else in a process of this run, which was started while the first one listened
+            self.caught, self.place, self.stopped = 0, 0, False
+        self._listens = True
         if threading.current_thread() is not threading.main_thread():
             try:
                 yield
             finally:
+                self._listens = listened
                 self._close()
             return
         before = {number: signal.getsignal(number) for number in {*_CAUGHT, *also}}
@@ -68,6 +76,8 @@ class Signals:
 
         def catch(number: int, frame: FrameType | None) -> None:
             user_handler = before.get(number)
+            if self._is_overdue:
+                raise ending(number)
             if user_handler is signal.default_int_handler:
                 if self.caught or not self.place:
                     if pass_on is not None and os.getpid() == pid:
@@ -87,12 +97,42 @@ class Signals:
                     signal.signal(number, catch)
             yield
         finally:
+            self._listens = listened
             self._close()
             for number, handler in before.items():
                 if handler is not None:
                     signal.signal(number, handler)
         if self.caught:
             raise ending(self.caught)
+
+    @contextmanager
+    def meeting(self) -> Iterator[None]:
+        """While the processes of the run meet: one that a signal reached waits for the others a few seconds at most.
+
+        Who has not come by then may be gone, because of the same signal. Nothing has begun that could be lost.
+
+        Raises:
+            InterruptedBySignal: If they did not come.
+            KeyboardInterrupt: If that was Ctrl-C.
+        """
+        self._is_overdue = False
+        is_over = threading.Event()
+        watch = threading.Thread(target=self._watch_meeting, args=(is_over,), name="fulmen-meeting", daemon=True)
+        watch.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            watch.join()
+            self._is_overdue = False
+
+    def _watch_meeting(self, is_over: threading.Event) -> None:
+        while not is_over.wait(_LOOK_EVERY_S):
+            if self.caught:
+                if not is_over.wait(_MEET_WITHIN_S):
+                    self._is_overdue = True
+                    signal.raise_signal(self.caught)  # the handler runs in the main thread, and raises there
+                return
 
     def stop_with_others(self, store: Any, rank: int, world_size: int, *, ends_alone: bool = False) -> None:
         """From now on a signal to any process of the run stops all of them, at the same place.

@@ -61,7 +61,6 @@ class DeepSpeedStrategy(ParallelStrategy):
     DEEPSPEED_ENV_VAR = FabricDeepSpeedStrategy.DEEPSPEED_ENV_VAR
     shards_parameters = True  # with all stages: master weights, at least
 
-    _finds_batch_size = True
     _engine: Any = None
     _folder: str | None = None  # from which the run goes on, if it is one of DeepSpeed
     _trusts = False  # may what is loaded run code?
@@ -257,7 +256,7 @@ class DeepSpeedStrategy(ParallelStrategy):
 
     def setup(self, trainer: Trainer) -> None:
         """Get everything ready for a run: an engine for the module, and if it is trained, for its optimizer."""
-        self._flags = trainer.gradient_clip_val, _batch_size_of(trainer) if self._finds_batch_size else None
+        self._flags = trainer.gradient_clip_val, _batch_size_of(trainer)
         super().setup(trainer)
 
     _flags: tuple[float | int | None, int | None] = (None, None)
