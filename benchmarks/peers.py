@@ -280,11 +280,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f" Python {platform.python_version()}, torch {torch.__version__}; {versions(frameworks)}."
     )
     if "train" in given.parts:
-        found = {
-            work.key: measure(frameworks, "train", work, given.steps or work.num_steps, given.pairs) for work in works
-        }
+        found = {}
         for work in works:
-            print(f"\n{training_table(frameworks, work, found[work.key])}")
+            steps = given.steps or work.num_steps
+            found[work.key] = measure(frameworks, "train", work, steps, given.pairs)
+            print(f"\n{training_table(frameworks, work, found[work.key])}", flush=True)
         columns |= {f"train, {key}": medians(column) for key, column in found.items()}
         if given.picture is not None:
             draw(found, {framework.key: framework.title for framework in frameworks}, given.picture)
@@ -295,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for do in ("validate", "predict")
             for work in works
         }
-        print(f"\n{evaluation_table(rows, evaluated)}")
+        print(f"\n{evaluation_table(rows, evaluated)}", flush=True)
         columns |= {f"{do}, {key}": medians(column) for (do, key), column in evaluated.items()}
     if "start" in given.parts:
         ends = epoch_ends_ms(frameworks, WORKS[0], given.pairs)

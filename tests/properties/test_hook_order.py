@@ -594,7 +594,8 @@ DEVIATIONS: list[tuple[str, dict[str, Change]]] = [
 # What the file holds beside settings, and is compared elsewhere.
 NO_SETTINGS = {
     "callback_list": "the lists that Trainer() makes: the tests below",
-    "profiler_actions": "the names that a profiler is told: what nobody overrides is no call here, and has no name",
+    "profiler_actions": "the names that a profiler is told: what nobody overrides is no call here, and has no name;"
+    " those of loops and steps are told by packages/trainer/tests/profilers/test_simple.py",
 }
 
 # With which code the program ends, where it does. After Ctrl-C the reference says 1, which is what any failure says; a

@@ -120,6 +120,36 @@ def test_a_profiler_times_each_listener_by_its_own_name():
     ]
 
 
+def test_a_profiler_times_the_wait_for_each_item_and_without_one_nothing_is_between():
+    class Noting(Profiler):
+        def __init__(self):
+            super().__init__()
+            self.heard = []
+
+        def start(self, action_name):
+            self.heard.append(f"+{action_name}")
+
+        def stop(self, action_name):
+            self.heard.append(f"-{action_name}")
+
+    def items():
+        for item in "ab":
+            profiler.heard.append(f"makes {item}")
+            yield item
+
+    profiler = Noting()
+    for item in hooks_of([], profiler=profiler).timed_items("next", items()):
+        profiler.heard.append(f"has {item}")
+    assert profiler.heard == [
+        *("+next", "makes a", "-next", "has a"),
+        *("+next", "makes b", "-next", "has b"),
+        *("+next", "-next"),
+    ]
+    whatever = items()
+    assert hooks_of([]).timed_items("next", whatever) is whatever
+    assert hooks_of([]).timed("next", items) is items
+
+
 def test_one_group_can_be_called_alone():
     lines = []
     hooks = hooks_of([Heard("cb", lines)], Module(lines))

@@ -4,6 +4,8 @@ import time
 import pytest
 
 from fulmen.fabric.errors import MisconfigurationException
+from fulmen.trainer import Trainer, seed_everything
+from fulmen.trainer.demos import BoringModel
 from fulmen.trainer.profilers.simple import SimpleProfiler
 
 
@@ -45,3 +47,47 @@ def test_arguments_of_callbacks_do_not_make_the_table_wider_than_a_screen():
         pass
     assert "[Callback]ModelCheckpoint{'monitor': 'val_loss…}.on_train_epoch_end " in profiler.summary()
     assert list(profiler.recorded_durations) == [long]
+
+
+def test_a_run_shows_where_its_time_goes_and_trains_the_same():
+    def run(profiler):
+        seed_everything(1)
+        module = BoringModel()
+        trainer = Trainer(
+            max_epochs=2,
+            limit_train_batches=3,
+            limit_val_batches=2,
+            limit_test_batches=2,
+            limit_predict_batches=2,
+            num_sanity_val_steps=0,
+            accelerator="cpu",
+            profiler=profiler,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module)
+        trainer.test(verbose=False)
+        trainer.predict(return_predictions=False)
+        return module.layer.weight
+
+    profiler = SimpleProfiler()
+    assert run(profiler).equal(run(None))
+    calls = {name: len(times) for name, times in profiler.recorded_durations.items()}
+    # After the last item, the end is asked for.
+    assert (
+        calls.items()
+        >= {
+            "run_training_epoch": 2,
+            "[_TrainingEpochLoop].train_dataloader_next": 2 * (3 + 1),
+            "run_training_batch": 2 * 3,
+            "[Strategy]SingleDeviceStrategy.training_step": 2 * 3,
+            "[Strategy]SingleDeviceStrategy.backward": 2 * 3,
+            "[LightningModule]BoringModel.optimizer_step": 2 * 3,
+            "[LightningModule]BoringModel.optimizer_zero_grad": 2 * 3,
+            "[_EvaluationLoop].val_next": 2 * (2 + 1),
+            "[_EvaluationLoop].test_next": 2 + 1,
+            "[_PredictionLoop].predict_next": 2 + 1,
+        }.items()
+    )

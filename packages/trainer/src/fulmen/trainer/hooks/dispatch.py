@@ -6,7 +6,7 @@ Compiled anew at the start of a run and of its loops, never per step: a hook tha
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.datamodule import LightningDataModule
@@ -17,6 +17,8 @@ from fulmen.trainer.profilers.base import PassThroughProfiler, Profiler
 from fulmen.trainer.signature import is_overridden
 
 HookFunction = Callable[..., Any]
+ItemT = TypeVar("ItemT")
+_END: Any = object()
 
 
 def nobody(*_: Any, **__: Any) -> None:
@@ -99,7 +101,7 @@ class Hooks:
             yield f"[Strategy]{type(self._strategy).__name__}.{name}", getattr(self._strategy, name)
 
     def _compiled(self, name: str) -> HookFunction:
-        calls = [self._profiled(label, function) for label, function in self.listeners(name)]
+        calls = [self.timed(label, function) for label, function in self.listeners(name)]
         if not calls:
             return nobody
         if len(calls) == 1:
@@ -116,16 +118,16 @@ class Hooks:
 
     def step(self, name: str, function: HookFunction) -> HookFunction:
         """A step that a loop got from the strategy; the loop is inside the hook of that name while batches run."""
-        return self._profiled(f"[Strategy]{type(self._strategy).__name__}.{name}", function)
+        return self.timed(f"[Strategy]{type(self._strategy).__name__}.{name}", function)
 
     def module_method(self, name: str) -> HookFunction:
         """A method of the module that every module has (`optimizer_step`, ...), as the hook of that name."""
         label = f"[LightningModule]{type(self._module).__name__}.{name}"
-        return self.as_hook(name, self._profiled(label, getattr(self._module, name)))
+        return self.as_hook(name, self.timed(label, getattr(self._module, name)))
 
     def calls(self, group: Listener, name: str) -> list[HookFunction]:
         """The hook's listeners of one group, ready to be called one by one."""
-        return [self.as_hook(name, self._profiled(label, found)) for label, found in self._of_group(group, name)]
+        return [self.as_hook(name, self.timed(label, found)) for label, found in self._of_group(group, name)]
 
     def fire_group(self, group: Listener, name: str, *args: Any, **kwargs: Any) -> None:
         """Call the hook for one group of its listeners only, where something else happens between two groups."""
@@ -137,7 +139,14 @@ class Hooks:
         group = Listener.MODULE if owner is self._module else Listener.DATAMODULE
         self.fire_group(group, name)
 
-    def _profiled(self, label: str, function: HookFunction) -> HookFunction:
+    def timed_items(self, label: str, items: Iterable[ItemT]) -> Iterable[ItemT]:
+        """`items`; where a profiler listens, the wait for each of them has the label."""
+        if isinstance(self._profiler, PassThroughProfiler):
+            return items
+        return _one_by_one(items, self.timed(label, next))
+
+    def timed(self, label: str, function: HookFunction) -> HookFunction:
+        """`function`; where a profiler listens, each call has the label."""
         if isinstance(self._profiler, PassThroughProfiler):
             return function
         profile = self._profiler.profile
@@ -171,3 +180,9 @@ class Hooks:
             yield
         finally:
             self._metrics.hook, self._metrics.rule = outer_hook, outer_rule
+
+
+def _one_by_one(items: Iterable[ItemT], fetch: Callable[..., Any]) -> Iterator[ItemT]:
+    iterator = iter(items)
+    while (item := fetch(iterator, _END)) is not _END:
+        yield item

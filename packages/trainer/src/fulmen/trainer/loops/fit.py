@@ -271,7 +271,7 @@ class FitLoop:
             counts.epoch.ready()
             hooks.on_train_epoch_start()
             counts.epoch.started()
-        self.epoch_loop.run()
+        hooks.timed("run_training_epoch", self.epoch_loop.run)()
         if self.epoch_loop.was_cut:
             self._cut = CutEpoch(legacy.write_fit(counts), run.metrics.state_dict())
         elif begun:  # an epoch with no batch left has not used up its place in the data

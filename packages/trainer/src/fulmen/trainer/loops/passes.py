@@ -20,6 +20,13 @@ from fulmen.trainer.optimization.arguments import (
 from fulmen.trainer.progress.counts import EvaluationCounts
 from fulmen.trainer.run.context import RunContext
 
+# Under which name a profiler hears of the wait for a batch.
+_NEXT = {
+    "validation": "[_EvaluationLoop].val_next",
+    "test": "[_EvaluationLoop].test_next",
+    "predict": "[_PredictionLoop].predict_next",
+}
+
 
 def without_gradients(*, inference: bool) -> AbstractContextManager[Any]:
     """No gradients inside; `inference` also forgoes version counters, so nothing made inside can be trained on."""
@@ -113,11 +120,12 @@ def _run_given(
     module = run.strategy.lightning_module
     assert module is not None
     place = make_placer(module, run.data.datamodule, run.strategy, hooks.as_hook)
+    place = place and hooks.step("batch_to_device", place)
     on_batch_start = listened(getattr(hooks, f"on_{word}_batch_start"))
     on_batch_end = listened(getattr(hooks, f"on_{word}_batch_end"))
     begin, finish = cursor.begin, cursor.finish
     where: tuple[int, ...]
-    for batch, index, loader in fetcher:
+    for batch, index, loader in hooks.timed_items(_NEXT[word], fetcher):
         counts.is_last_batch = fetcher.is_last
         if place is not None:
             batch = place(batch, loader)

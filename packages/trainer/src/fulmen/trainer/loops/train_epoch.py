@@ -1,6 +1,6 @@
 """One epoch of training: batch, step, metrics, validate?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from time import monotonic
 from typing import Any
@@ -96,9 +96,11 @@ class TrainEpochLoop:
         else:
             self._optimization = ManualOptimization(run, self.counts)
         configs = run.strategy.lr_scheduler_configs
+        self._run_optimization = run.hooks.timed("run_training_batch", self._optimization.run)
         self._schedulers = Schedulers(configs, module, run.hooks, run.metrics, self.counts)
         self._watch = LossWatch(type(module).__name__, reads=bool(run.metrics.loggers))
-        self._place: Placer | None = make_placer(module, run.data.datamodule, run.strategy, run.hooks.as_hook)
+        place = make_placer(module, run.data.datamodule, run.strategy, run.hooks.as_hook)
+        self._place: Placer | None = place and run.hooks.step("batch_to_device", place)
         self._on_batch_start: HookFunction | None = listened(run.hooks.on_train_batch_start)
         self._on_batch_end: HookFunction | None = listened(run.hooks.on_train_batch_end)
 
@@ -152,9 +154,14 @@ class TrainEpochLoop:
                 run_batch: Callable[..., bool] = self._run_self_fetching if self._fetches_itself else self._run_batch
                 if self.run_context.strategy.checkpoint_io.saves_in_background:
                     run_batch = self._looking_at_saves(run_batch)
-                for batch in fetcher.items(self.run_context.metrics.begin_batch) if self._fetches_itself else fetcher:
+                for batch in self._batches(fetcher):
                     if run_batch(batch, fetcher):
                         break
+
+    def _batches(self, fetcher: Fetcher) -> Iterable[Any]:
+        if self._fetches_itself:
+            return fetcher.items(self.run_context.metrics.begin_batch)
+        return self.run_context.hooks.timed_items("[_TrainingEpochLoop].train_dataloader_next", fetcher)
 
     def check_went_on(self) -> None:
         """Refuse to begin epoch after epoch in which nothing happens; asked when the batches of one are done.
@@ -205,7 +212,7 @@ class TrainEpochLoop:
         cursor.started()
         # Of data without a length, `is_last` fetches the next batch: before the step only where the step must know.
         closes_window = run.settings.accumulate_grad_batches != 1 and fetcher.is_last
-        output = self._optimization.run(batch, index, is_last=closes_window)
+        output = self._run_optimization(batch, index, is_last=closes_window)
         is_last = counts.is_last_batch = fetcher.is_last
         return self._finish_batch(output, batch, index, is_last=is_last)
 
@@ -220,7 +227,7 @@ class TrainEpochLoop:
             return True
         cursor.started()
         try:
-            output = self._optimization.run(batches, first, is_last=False)
+            output = self._run_optimization(batches, first, is_last=False)
         except StopIteration:  # it asked for more batches than were left
             cursor.abandon()
             counts.is_last_batch = True
