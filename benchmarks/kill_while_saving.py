@@ -152,8 +152,8 @@ def tell(sender: int, step: int) -> None:
     os.write(sender, b"%d\n" % step)
 
 
-def kill_one(writer: Callable[[Path, Report], Any], folder: Path, wait_s: float) -> int:
-    """Let it save and kill it `wait_s` after the first report. Returns the newest step that it reported."""
+def start_one(writer: Callable[[Path, Report], Any], folder: Path) -> tuple[int, int]:
+    """A process that saves without end. Returns its number, and where to read what it reports."""
     reader, sender = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -164,6 +164,12 @@ def kill_one(writer: Callable[[Path, Report], Any], folder: Path, wait_s: float)
         finally:
             os._exit(1)  # it never ends by itself
     os.close(sender)
+    return pid, reader
+
+
+def kill_one(writer: Callable[[Path, Report], Any], folder: Path, wait_s: float) -> int:
+    """Let it save and kill it `wait_s` after the first report. Returns the newest step that it reported."""
+    pid, reader = start_one(writer, folder)
     said = os.read(reader, 1)
     time.sleep(wait_s)
     os.kill(pid, signal.SIGKILL)

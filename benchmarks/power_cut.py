@@ -27,13 +27,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from kill_while_saving import WRITERS, Found, Report, fit, look, start_again, state_of, tell
+from kill_while_saving import WRITERS, Found, Report, fit, look, start_again, start_one, state_of
 
 from fulmen.fabric.filesystem import sync_dir
 
@@ -110,16 +109,7 @@ def _said(*command: str) -> str:
 
 def cut_one(disk: Disk, writer: Callable[[Path, Report], Any], folder: Path, wait_s: float) -> int:
     """Let it save, and cut the power `wait_s` after the first report. Returns the newest step that was reported."""
-    reader, sender = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reader)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        try:
-            writer(folder, partial(tell, sender))
-        finally:
-            os._exit(1)
-    os.close(sender)
+    pid, reader = start_one(writer, folder)
     said = os.read(reader, 1)
     time.sleep(wait_s)
     # What is reported after the cut would be a lie of the system: the program stands still meanwhile.

@@ -3,6 +3,7 @@
 With torch_xla itself, `nox -s xla` runs tests/xla. Replicas are in tests/cross/test_xla_replicas.py.
 """
 
+import os
 import sys
 
 import pytest
@@ -102,3 +103,9 @@ def test_parts_of_the_strategy_are_checked(torch_xla):
         Trainer(accelerator="tpu", devices=1, precision="64-true", **QUIET)
     strategy = SingleDeviceXLAStrategy(1, precision_plugin=XLAPrecision("bf16-true"), debug=True)
     assert (strategy.root_device, strategy.debug, strategy.precision) == (torch.device("xla", 1), True, "bf16-true")
+
+
+def test_reports_that_the_user_asked_for_stay(torch_xla, monkeypatch):
+    monkeypatch.setenv("PT_XLA_DEBUG", "2")
+    SingleDeviceXLAStrategy(1, debug=True).teardown()  # of a run that failed before it was set up
+    assert os.environ["PT_XLA_DEBUG"] == "2"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, ClassVar, Self, cast
 
@@ -14,6 +11,7 @@ from torch import Tensor
 
 from fulmen.fabric.collectives.base import Collective
 from fulmen.fabric.collectives.tensors import parse_reduce_op
+from fulmen.fabric.environments.variables import environment_variables
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, NotLaunchedError
 from fulmen.fabric.gloo_threads import close_group
 from fulmen.fabric.types import CollectibleGroup, ReduceOp
@@ -75,7 +73,7 @@ class TorchCollective(Collective):
         if self.is_initialized():
             return self
         meeting = {self.addr_key: main_address, self.port_key: main_port}
-        with _variables({name: str(value) for name, value in meeting.items() if value is not None}):
+        with environment_variables({name: str(value) for name, value in meeting.items() if value is not None}):
             super().setup(**kwargs)
         self.manages_default_group = True
         return self
@@ -238,18 +236,3 @@ def _operation(op: ReduceOp, tensor: Tensor) -> tuple[Any, bool]:
             " numbers cannot hold it. Convert it by `.float()`, or pass op='sum'."
         )
     return operation, is_mean
-
-
-@contextmanager
-def _variables(values: dict[str, str]) -> Iterator[None]:
-    """Inside, these environment variables are set."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -10,19 +10,22 @@ from fulmen.fabric.strategies.base import Strategy
 
 STRATEGY_REGISTRY: Registry[type[Strategy]] = Registry("strategy")
 
+DEEPSPEED_NAMES = (
+    "deepspeed",
+    "deepspeed_stage_1",
+    "deepspeed_stage_1_offload",
+    "deepspeed_stage_2",
+    "deepspeed_stage_2_offload",
+    "deepspeed_stage_3",
+    "deepspeed_stage_3_offload",
+    "deepspeed_stage_3_offload_nvme",
+)
+"""Those of `DeepSpeedStrategy`, which is not imported for them."""
+
 # Each class, where it is, and the names that it registers: it is imported when one of them is asked for.
 _NAMES: dict[str, tuple[str, ...]] = {
     "ddp:DDPStrategy": ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook", "ddp_find_unused_parameters_true"),
-    "deepspeed:DeepSpeedStrategy": (
-        "deepspeed",
-        "deepspeed_stage_1",
-        "deepspeed_stage_1_offload",
-        "deepspeed_stage_2",
-        "deepspeed_stage_2_offload",
-        "deepspeed_stage_3",
-        "deepspeed_stage_3_offload",
-        "deepspeed_stage_3_offload_nvme",
-    ),
+    "deepspeed:DeepSpeedStrategy": DEEPSPEED_NAMES,
     "dp:DataParallelStrategy": ("dp",),
     "fsdp:FSDPStrategy": ("fsdp", "fsdp_cpu_offload"),
     "single_device:SingleDeviceStrategy": ("single_device",),

@@ -5,7 +5,6 @@ Nothing here assumes a GPU, and nothing is compiled unless a configuration asks 
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from argparse import Namespace
@@ -19,6 +18,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from fulmen.fabric.environments.base import ClusterEnvironment
+from fulmen.fabric.environments.variables import environment_variables
 from fulmen.fabric.errors import ConfigurationError, MissingPackageError
 from fulmen.fabric.optional_packages import is_installed, require
 
@@ -50,7 +50,7 @@ def load_deepspeed(device: torch.device, logging_level: int) -> Any:
     """
     is_first = _NAME not in sys.modules
     # Left to itself it takes the GPU of this machine also for a run on the CPU.
-    with _variables({_ACCELERATOR: device.type} if is_first and device.type in ("cpu", "cuda") else {}):
+    with environment_variables({_ACCELERATOR: device.type} if is_first and device.type in ("cpu", "cuda") else {}):
         deepspeed: Any = require(_NAME, purpose="DeepSpeedStrategy")
     version = tuple(int(part) for part in str(deepspeed.__version__).split(".")[:2])
     if version < _OLDEST:
@@ -96,23 +96,8 @@ def told_ranks(environment: ClusterEnvironment, local_rank: int | None = None) -
         "MASTER_ADDR": environment.main_address,
         "MASTER_PORT": environment.main_port,
     }
-    with _variables({name: str(value) for name, value in ranks.items()}):
+    with environment_variables({name: str(value) for name, value in ranks.items()}):
         yield
-
-
-@contextmanager
-def _variables(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        # Left behind, they would look like those of torchrun to whoever asks next.
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def start_engine(

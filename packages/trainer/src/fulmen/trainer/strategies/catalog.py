@@ -5,6 +5,7 @@ from typing import Any
 
 from fulmen.fabric.registry import Registry
 from fulmen.fabric.strategies.base import Strategy as FabricStrategy
+from fulmen.fabric.strategies.catalog import DEEPSPEED_NAMES
 from fulmen.fabric.strategies.single_device import SingleDeviceStrategy as FabricSingleDeviceStrategy
 from fulmen.trainer.errors import ArgumentTypeError
 from fulmen.trainer.strategies.base import Strategy
@@ -31,17 +32,6 @@ _DDP_NAMES = tuple(
     f"{start}{unused}"
     for start in ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")
     for unused in ("", "_find_unused_parameters_false", "_find_unused_parameters_true")
-)
-
-_DEEPSPEED_NAMES = (
-    "deepspeed",
-    "deepspeed_stage_1",
-    "deepspeed_stage_1_offload",
-    "deepspeed_stage_2",
-    "deepspeed_stage_2_offload",
-    "deepspeed_stage_3",
-    "deepspeed_stage_3_offload",
-    "deepspeed_stage_3_offload_nvme",
 )
 
 
@@ -80,7 +70,7 @@ def _add_xla(registry: Registry[type[Any]]) -> None:
 
 # Nothing is imported for a strategy that nobody asks for.
 STRATEGY_REGISTRY.expect(_DDP_NAMES, _add_ddp)
-STRATEGY_REGISTRY.expect(_DEEPSPEED_NAMES, _add_deepspeed)
+STRATEGY_REGISTRY.expect(DEEPSPEED_NAMES, _add_deepspeed)
 STRATEGY_REGISTRY.expect(("fsdp", "fsdp_cpu_offload"), _add_fsdp)
 STRATEGY_REGISTRY.expect(("single_xla", "single_tpu", "xla", "xla_debug", "xla_fsdp"), _add_xla)
 STRATEGY_REGISTRY.register("single_device", FabricSingleDeviceStrategy, "one process, one device")

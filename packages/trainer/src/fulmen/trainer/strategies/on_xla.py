@@ -1,11 +1,12 @@
 """What all bound strategies for XLA devices share: modules move in place, and graphs end before anything is saved."""
 
-import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from fulmen.fabric.environments.variables import environment_variables
 from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.fabric.strategies.xla_graphs import XLAGraphs, move_in_place
 from fulmen.trainer.errors import ConfigurationError
@@ -23,13 +24,13 @@ class OnXLA(Strategy):
 
     debug: bool = False
     allows_inference_mode = False  # torch_xla cannot compute with the tensors of it
-    _had_debug: str | None = None
+    _reports: ExitStack | None = None  # while torch_xla does
 
     def setup_environment(self) -> None:
         """Take the device, and join the other processes."""
         if self.debug:
-            self._had_debug = os.environ.get(_DEBUG)
-            os.environ[_DEBUG] = "1"
+            self._reports = ExitStack()
+            self._reports.enter_context(environment_variables({_DEBUG: "1"}))
         super().setup_environment()
 
     def model_to_device(self) -> None:
@@ -60,8 +61,7 @@ class OnXLA(Strategy):
                     f"{error} The parameters on the CPU are other objects than those that were trained, and where two"
                     " layers shared one, each has its own now. Load the last checkpoint to go on."
                 )
-        if self.debug:
-            os.environ.pop(_DEBUG, None)
-            if self._had_debug is not None:
-                os.environ[_DEBUG] = self._had_debug
+        if self._reports is not None:
+            self._reports.close()
+            self._reports = None
         super().teardown()
