@@ -145,6 +145,8 @@ def test_a_profiler_times_the_wait_for_each_item_and_without_one_nothing_is_betw
         *("+next", "makes b", "-next", "has b"),
         *("+next", "-next"),
     ]
+    assert hooks_of([], profiler=profiler).are_timed
+    assert not hooks_of([]).are_timed
     whatever = items()
     assert hooks_of([]).timed_items("next", whatever) is whatever
     assert hooks_of([]).timed("next", items) is items

@@ -23,7 +23,6 @@ from fulmen.trainer.errors import InterruptedBySignal, StopRun
 from fulmen.trainer.hooks.table import Listener
 from fulmen.trainer.metrics.merging import share_of
 from fulmen.trainer.optimization.configure import offer_optimizers
-from fulmen.trainer.profilers.base import PassThroughProfiler
 from fulmen.trainer.run.context import RunContext
 from fulmen.trainer.run.signals import end_on_ctrl_c, ending
 from fulmen.trainer.stages import EntryPoint, Stage, Status
@@ -148,7 +147,7 @@ def _set_up(context: RunContext, plan: Plan) -> None:
     )
     # Read before anything else is done: it may be damaged.
     path, checkpoint = _read(context, plan)
-    if not isinstance(context.profiler, PassThroughProfiler):
+    if hooks.are_timed:
         context.profiler.setup(
             stage=entry,
             local_rank=strategy.local_rank if strategy.world_size > 1 else None,

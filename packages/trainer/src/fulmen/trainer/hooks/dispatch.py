@@ -139,15 +139,18 @@ class Hooks:
         group = Listener.MODULE if owner is self._module else Listener.DATAMODULE
         self.fire_group(group, name)
 
+    @property
+    def are_timed(self) -> bool:
+        """Does a profiler listen?"""
+        return not isinstance(self._profiler, PassThroughProfiler)
+
     def timed_items(self, label: str, items: Iterable[ItemT]) -> Iterable[ItemT]:
         """`items`; where a profiler listens, the wait for each of them has the label."""
-        if isinstance(self._profiler, PassThroughProfiler):
-            return items
-        return _one_by_one(items, self.timed(label, next))
+        return _one_by_one(items, self.timed(label, next)) if self.are_timed else items
 
     def timed(self, label: str, function: HookFunction) -> HookFunction:
         """`function`; where a profiler listens, each call has the label."""
-        if isinstance(self._profiler, PassThroughProfiler):
+        if not self.are_timed:
             return function
         profile = self._profiler.profile
 

@@ -57,14 +57,13 @@ class AutomaticOptimization:
             self._lightning_optimizer.bind(self._step, module=module, skip_gradient_sync=strategy.skip_gradient_sync)
         self._optimizer_step_hook = hooks.module_method("optimizer_step")
 
-        self._backward = hooks.step("backward", strategy.backward)
         # What is timed goes the whole way.
-        is_timed = self._backward != strategy.backward
-        self._plain_zero_grad = not is_overridden("optimizer_zero_grad", module) and not is_timed
+        self._plain_zero_grad = not is_overridden("optimizer_zero_grad", module) and not hooks.are_timed
         self._zero_grad_hook = hooks.module_method("optimizer_zero_grad")
         # The first backward is looked at closely, and with `detect_anomaly` every one.
         self._plain_backward = False
-        self._is_plain = strategy.backward_is_plain and not is_overridden("backward", module) and not is_timed
+        self._backward = hooks.step("backward", strategy.backward)
+        self._is_plain = strategy.backward_is_plain and not is_overridden("backward", module) and not hooks.are_timed
         self._is_first = True
         self._on_before_zero_grad = listened(hooks.on_before_zero_grad)
         self._on_before_backward = listened(hooks.on_before_backward)
@@ -72,7 +71,7 @@ class AutomaticOptimization:
         # The short way: nobody looks between closure and step, and the optimizer would call the closure just once.
         self._short = (
             optimizer is not None
-            and not is_timed
+            and not hooks.are_timed
             and not is_overridden("optimizer_step", module)
             and not strategy.precision_plugin.scales_loss
             and strategy.optimizer_step_is_plain
