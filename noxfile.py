@@ -290,17 +290,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session(requires=["build"], default=False)
 def bench(session: nox.Session) -> None:
-    """Time everything against plain torch, and against the peers; arguments after `--` go to benchmarks/peers.py."""
+    """Time everything against plain torch, and against the peers; arguments after `--` go to benchmarks/everything.py.
+
+    `nox -s bench -- --write docs/performance.md` renews the numbers of that page and its picture.
+    """
     install_ours(session, *BELOW, tools=(*EXTRAS, *PEERS, "tensorboard", "psutil"))
-    session.run("python", "benchmarks/peers.py", *session.posargs)
-    for name in (
-        "step_overhead",
-        "evaluation_overhead",
-        "ddp_overhead",
-        "slopes",
-        "logged_keys",
-        "memory_growth",
-        "callbacks_and_loggers",
-        "import_time",
-    ):
-        session.run("python", f"benchmarks/{name}.py")
+    session.run("python", "benchmarks/everything.py", *session.posargs)

@@ -30,9 +30,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from fulmen.fabric.checkpoint_io import AsyncCheckpointIO, TorchCheckpointIO, load_sharded, save_sharded
+from fulmen.trainer import Callback, Trainer
+from fulmen.trainer.demos import BoringModel
 
 NUM_TENSORS = 25
-ROWS = ("save", "load", "stall", "first-stall", "sharded")
+ROWS = ("save", "load", "stall", "first-stall", "trainer-stall", "sharded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,60 @@ def measure(state: dict[str, Any], folder: Path, pairs: int, only: set[str]) -> 
             return cost
 
         rows.append(compare("the same, of the first save of a run", 0.25, pairs, first_stall, save))
+    if "trainer-stall" in only:
+        rows.append(stall_of_trainer(state, folder, pairs))
     return rows
+
+
+class Net(BoringModel):
+    """Holds the state."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        super().__init__()
+        for name, tensor in state.items():
+            self.register_buffer(name.replace(".", "_"), tensor)
+
+
+class Stalls(Callback):
+    """After each batch, saves at once and in the background, in turns; nothing is under way when one begins."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ios: dict[str, Any] = {"at once": TorchCheckpointIO(), "background": AsyncCheckpointIO()}
+        self.found: dict[str, list[Cost]] = {name: [] for name in self.ios}
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """One pair."""
+        for name in sorted(self.ios, reverse=bool(trainer.global_step % 2)):
+            trainer.strategy.checkpoint_io = self.ios[name]
+            self.found[name].append(timed(lambda: trainer.save_checkpoint(self.path)))
+            if name == "background":
+                self.ios[name].wait()
+
+
+def stall_of_trainer(state: dict[str, Any], folder: Path, pairs: int) -> Row:
+    """The row about `Trainer.save_checkpoint` in a fit."""
+    stalls = Stalls(folder / "trainer.ckpt")
+    off: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    # The first pair is not counted: it takes memory that the later ones have.
+    steps: dict[str, Any] = {
+        "max_steps": pairs + 1,
+        "limit_val_batches": 0,
+        "callbacks": [stalls],
+        "default_root_dir": folder,
+    }
+    Trainer(accelerator="cpu", **off, **steps).fit(Net(state))
+    stalls.ios["background"].teardown()
+    pairs_found = list(zip(stalls.found["background"], stalls.found["at once"], strict=True))[1:]
+    return Row(
+        "stall of `Trainer.save_checkpoint` in the background, beside the same at once",
+        0.25,
+        [mine.wall_s / theirs.wall_s for mine, theirs in pairs_found],
+        [mine.cpu_s / theirs.cpu_s for mine, theirs in pairs_found],
+        statistics.median(theirs.wall_s for _, theirs in pairs_found),
+    )
 
 
 def peak_of_sharded_load(rank: int, folder: Path, megabytes: int, answers: Any) -> None:

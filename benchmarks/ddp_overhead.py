@@ -1,12 +1,12 @@
 """What a training step of two processes costs beyond the same step in a hand-written DDP loop.
 
-Linear(32, 2), batches of 4 per process, SGD, two processes that talk by gloo, one CPU thread each. Both loops are under
-way in the same two processes and take turns, a few milliseconds each, so that what else the machine does hits both; the
-median of the ratios of neighbours is what counts. The collectives of a step are counted, too. README.md beside this
-file says how to read the table.
+A linear model, an MLP on the digits and a GPT of a million parameters (peer_work.py), with SGD, in two processes that
+talk by gloo, one CPU thread each. Both loops are under way in the same two processes and take turns, a few milliseconds
+each, so that what else the machine does hits both; the median of the ratios of neighbours is what counts. The
+collectives of a step are counted, too. README.md beside this file says how to read the table.
 
     python benchmarks/ddp_overhead.py
-    python benchmarks/ddp_overhead.py --rounds 61
+    python benchmarks/ddp_overhead.py --works linear --rounds 61
 """
 
 from __future__ import annotations
@@ -28,16 +28,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from step_overhead import (
-    BATCH_SIZE,
-    LEARNING_RATE,
-    MIN_PAIRS,
-    NUM_FEATURES,
-    Cost,
-    Pair,
-    Rows,
-    make_linear,
-)
+from peer_work import WORKS, Work
+from step_overhead import BATCH_SIZE, MIN_PAIRS, NUM_FEATURES, Cost, Pair
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
@@ -64,43 +56,45 @@ class Plan:
 class Loop:
     """A loop, ready to run: what it reads, and what it does with each batch."""
 
-    batches: Iterable[Tensor]
-    step: Callable[[Tensor], None]
-    linear: nn.Linear
+    batches: Iterable[Any]
+    step: Callable[[Any], None]
+    model: nn.Module
 
 
-def make_by_hand(fabric: Fabric, rows: Rows) -> Loop:
+def make_by_hand(fabric: Fabric, work: Work, num_steps: int) -> Loop:
     """The reference: the loop that one would write by hand."""
-    linear = make_linear()
-    model = DistributedDataParallel(linear)
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-    sampler: DistributedSampler[Tensor] = DistributedSampler(rows, shuffle=False)
+    plain = work.model()
+    model = DistributedDataParallel(plain)
+    optimizer = work.optimizer(model)
+    dataset = work.loader(num_steps * NUM_PROCESSES).dataset
+    sampler: DistributedSampler[Any] = DistributedSampler(dataset, shuffle=False)
 
-    def step(batch: Tensor) -> None:
-        loss = model(batch).sum()
+    def step(batch: Any) -> None:
+        loss = work.loss_of(model, batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    return Loop(DataLoader(rows, batch_size=BATCH_SIZE, sampler=sampler), step, linear)
+    return Loop(DataLoader(dataset, batch_size=work.batch_size, sampler=sampler), step, plain)
 
 
-def make_with_fabric(fabric: Fabric, rows: Rows) -> Loop:
+def make_with_fabric(fabric: Fabric, work: Work, num_steps: int) -> Loop:
     """The same loop, set up by Fabric."""
-    linear = make_linear()
-    model, optimizer = fabric.setup(linear, torch.optim.SGD(linear.parameters(), lr=LEARNING_RATE))
-    loader = fabric.setup_dataloaders(DataLoader(rows, batch_size=BATCH_SIZE))
+    plain = work.model()
+    model, optimizer = fabric.setup(plain, work.optimizer(plain))
+    loader = fabric.setup_dataloaders(work.loader(num_steps * NUM_PROCESSES))
 
-    def step(batch: Tensor) -> None:
-        loss = model(batch).sum()
+    def step(batch: Any) -> None:
+        loss = work.loss_of(model, batch)
         optimizer.zero_grad()
         fabric.backward(loss)
         optimizer.step()
 
-    return Loop(loader, step, linear)
+    return Loop(loader, step, plain)
 
 
-SUBJECTS: dict[str, Callable[[Fabric, Rows], Loop]] = {
+Make = Callable[[Fabric, Work, int], Loop]
+SUBJECTS: dict[str, Make] = {
     "hand-written DDP again": make_by_hand,  # shows the noise
     "Fabric, strategy ddp": make_with_fabric,
 }
@@ -127,7 +121,7 @@ class Runner:
 
     def weights(self) -> Tensor:
         """What it has come to."""
-        return self._loop.linear.weight.detach().clone()
+        return torch.cat([parameter.detach().flatten() for parameter in self._loop.model.parameters()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +129,7 @@ class Round:
     """What a hand-written loop and another one cost, both made anew, block by block in turns."""
 
     pairs: list[Pair]
-    first_steps_s: tuple[float, float]
+    first_steps_s: tuple[float, float] | None = None
 
     def ratio(self, clock: str) -> float:
         """The median of the ratios of neighbouring blocks, by "wall_s" or "cpu_s"."""
@@ -143,9 +137,10 @@ class Round:
         return statistics.median(ratios)
 
 
-def run_round(make: Callable[[Fabric, Rows], Loop], fabric: Fabric, rows: Rows, plan: Plan, *, turn: int) -> Round:
+def run_round(make: Make, fabric: Fabric, work: Work, plan: Plan, *, turn: int) -> Round:
     """Both loops side by side in these processes, and see that they did the same."""
-    by_hand, other = (Runner(maker(fabric, rows)) for maker in (make_by_hand, make))
+    num_steps = 1 + NUM_WARM_UP_STEPS + plan.num_blocks * plan.num_steps
+    by_hand, other = (Runner(maker(fabric, work, num_steps)) for maker in (make_by_hand, make))
     for runner in (by_hand, other):
         runner.block(NUM_WARM_UP_STEPS)
     gc.collect()
@@ -176,10 +171,15 @@ def count_collectives(loop: Loop) -> dict[str, float]:
     with silence(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         for _ in range(NUM_COUNTED_STEPS):
             loop.step(next(batches))
+    return collectives_of(profiler, NUM_COUNTED_STEPS)
+
+
+def collectives_of(profiler: torch.profiler.profile, num_steps: int) -> dict[str, float]:
+    """How often each collective was called in a step, of so many that were recorded."""
     with silence():
         events = profiler.events() or []
     names = Counter(event.name for event in events if event.name.startswith("c10d::"))
-    return {name.removeprefix("c10d::").rstrip("_"): count / NUM_COUNTED_STEPS for name, count in names.items()}
+    return {name.removeprefix("c10d::").rstrip("_"): count / num_steps for name, count in names.items()}
 
 
 @contextlib.contextmanager
@@ -195,22 +195,29 @@ def silence() -> Iterator[None]:
         os.close(nowhere)
 
 
-def measure(fabric: Fabric, plan: Plan) -> dict[str, tuple[list[Round], dict[str, float]]]:
-    """All rounds of all subjects, and what they ask of the other process; runs in each process."""
+def measure(fabric: Fabric, works: Sequence[Work], plan: Plan) -> dict[str, dict[str, Any]]:
+    """Each job's rounds of all subjects, and what they ask of the other process; runs in each process."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    rows, few = (
-        Rows((1 + NUM_WARM_UP_STEPS + num_steps) * BATCH_SIZE * NUM_PROCESSES)
-        for num_steps in (plan.num_blocks * plan.num_steps, NUM_COUNTED_STEPS)
-    )
+    return {work.key: measure_work(fabric, work, plan_of(work, plan)) for work in works}
+
+
+def measure_work(fabric: Fabric, work: Work, plan: Plan) -> dict[str, tuple[list[Round], dict[str, float]]]:
+    """One job of all subjects; rounds go over all of them."""
     found: dict[str, tuple[list[Round], dict[str, float]]] = {}
     for title, make in SUBJECTS.items():
-        found[title] = ([], count_collectives(make(fabric, few)))
-        run_round(make, fabric, few, Plan(1, 1, NUM_COUNTED_STEPS), turn=0)
+        found[title] = ([], count_collectives(make(fabric, work, 3 + NUM_COUNTED_STEPS)))
+        run_round(make, fabric, work, Plan(1, 1, NUM_COUNTED_STEPS), turn=0)
     for round_idx in range(plan.num_rounds):
         for subject_idx, (title, make) in enumerate(SUBJECTS.items()):
-            found[title][0].append(run_round(make, fabric, rows, plan, turn=round_idx + subject_idx))
+            found[title][0].append(run_round(make, fabric, work, plan, turn=round_idx + subject_idx))
     return found
+
+
+def plan_of(work: Work, plan: Plan) -> Plan:
+    """Less of a job whose steps are long: a block stays a matter of milliseconds."""
+    share = min(work.num_steps / WORKS[1].num_steps, 1.0)
+    return Plan(plan.num_rounds, max(1, round(plan.num_blocks * share**0.5)), max(1, round(plan.num_steps * share)))
 
 
 def spread(rounds: Sequence[Round], clock: str) -> tuple[float, float, float]:
@@ -231,26 +238,27 @@ def spread(rounds: Sequence[Round], clock: str) -> tuple[float, float, float]:
 
 
 def table(found: dict[str, tuple[list[Round], dict[str, float]]], plan: Plan) -> str:
-    """A Markdown table: ratios to the hand-written loop beside it."""
+    """A Markdown table: ratios to the hand-written loop beside it; the first row is that loop again."""
     lines = [
         "| | wall, ratio | 95 % within | CPU, ratio | 95 % within | CPU added per step | added once per epoch |"
         " collectives per step | target | |",
         "| --- | ---: | :---: | ---: | :---: | ---: | ---: | --- | ---: | --- |",
     ]
-    expected = next(iter(found.values()))[1]
+    first, (_, expected) = next(iter(found.items()))
     for title, (rounds, collectives) in found.items():
         wall, low, high = spread(rounds, "wall_s")
         cpu, cpu_low, cpu_high = spread(rounds, "cpu_s")
         pairs = [pair for one in rounds for pair in one.pairs]
         added_us = statistics.median(other.cpu_s - plain.cpu_s for plain, other in pairs) / plan.num_steps * 1e6
-        once_us = statistics.median(other - plain for plain, other in (one.first_steps_s for one in rounds)) * 1e6
+        firsts = [one.first_steps_s for one in rounds if one.first_steps_s is not None]
+        once = f"{statistics.median(other - plain for plain, other in firsts) * 1e6:+.0f} µs" if firsts else ""
         asked = ", ".join(f"{count:g} {name}" for name, count in sorted(collectives.items()))
         target, verdict = "", ""
-        if SUBJECTS[title] is not make_by_hand:
+        if title != first:
             target, verdict = f"{TARGET:.2f}", judge(low, high, same=collectives == expected)
         lines.append(
             f"| {title} | {wall:.3f} | {low:.3f} to {high:.3f} | {cpu:.3f} | {cpu_low:.3f} to {cpu_high:.3f}"
-            f" | {added_us:+.1f} µs | {once_us:+.0f} µs | {asked} | {target} | {verdict} |"
+            f" | {added_us:+.1f} µs | {once} | {asked} | {target} | {verdict} |"
         )
     return "\n".join(lines)
 
@@ -262,13 +270,17 @@ def judge(low: float, high: float, *, same: bool) -> str:
     return "pass" if high <= TARGET else "unclear: take more rounds"
 
 
-def heading(found: dict[str, tuple[list[Round], dict[str, float]]], plan: Plan) -> str:
+def heading(
+    found: dict[str, tuple[list[Round], dict[str, float]]],
+    plan: Plan,
+    model: str = f"Linear({NUM_FEATURES}, 2), batch {BATCH_SIZE}",
+) -> str:
     """What was measured, where, and how often."""
     by_hand = [pair[0] for rounds, _ in found.values() for one in rounds for pair in one.pairs]
     wall_us = statistics.median(cost.wall_s for cost in by_hand) / plan.num_steps * 1e6
     cpu_us = statistics.median(cost.cpu_s for cost in by_hand) / plan.num_steps * 1e6
     said = [
-        f"Linear({NUM_FEATURES}, 2), batch {BATCH_SIZE} per process, {NUM_PROCESSES} processes by gloo, one CPU thread"
+        f"{model} per process, {NUM_PROCESSES} processes by gloo, one CPU thread"
         f" each; {plan.num_rounds} rounds of {plan.num_blocks} pairs of blocks of {plan.num_steps} steps.",
         f"A hand-written step takes {wall_us:.1f} µs on the clock and {cpu_us:.1f} µs of CPU in each process.",
         f"Python {platform.python_version()}, torch {torch.__version__}.",
@@ -278,23 +290,44 @@ def heading(found: dict[str, tuple[list[Round], dict[str, float]]], plan: Plan) 
     return " ".join(said)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, metavar="N", help="how often both loops are made anew (15)")
-    parser.add_argument("--blocks", type=int, default=40, metavar="N", help="pairs of blocks in a round (40)")
-    parser.add_argument("--steps", type=int, default=25, metavar="N", help="steps of one block (25)")
+def read_plan(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, usual: Plan
+) -> tuple[Plan, argparse.Namespace]:
+    """How much the user wants to be measured, and what else was given."""
+    for name, number, text in (
+        ("--rounds", usual.num_rounds, "how often both loops are made anew"),
+        ("--blocks", usual.num_blocks, "pairs of blocks in a round"),
+        ("--steps", usual.num_steps, "steps of one block"),
+    ):
+        parser.add_argument(name, type=int, default=number, metavar="N", help=f"{text} (%(default)s)")
     given = parser.parse_args(arguments)
     for name in ("rounds", "blocks", "steps"):
         if getattr(given, name) < 1:
             parser.error(
                 f"--{name} {getattr(given, name)} is not positive. There would be nothing to measure. Pass 1 or more."
             )
-    plan = Plan(given.rounds, given.blocks, given.steps)
+    return Plan(given.rounds, given.blocks, given.steps), given
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--works", default="linear,mlp,gpt", metavar="A,B", help="some jobs of peer_work.py (%(default)s)"
+    )
+    plan, given = read_plan(parser, arguments, Plan(15, 40, 25))
+    known = {work.key: work for work in WORKS}
+    if unknown := [key for key in given.works.split(",") if key not in known]:
+        parser.error(
+            f"--works {','.join(unknown)} is not known. Each job has one name. Pass some of {', '.join(known)}."
+        )
+    works = [known[key] for key in given.works.split(",")]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     fabric = Fabric(accelerator="cpu", devices=NUM_PROCESSES, strategy="ddp_fork")
-    found: Any = fabric.launch(measure, plan)
-    print(f"{heading(found, plan)}\n\n{table(found, plan)}")
+    found: Any = fabric.launch(measure, works, plan)
+    for work in works:
+        own = plan_of(work, plan)
+        print(f"{heading(found[work.key], own, work.title)}\n\n{table(found[work.key], own)}\n")
 
 
 if __name__ == "__main__":

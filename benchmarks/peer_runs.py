@@ -125,7 +125,7 @@ def module_classes(module_name: str) -> tuple[type[Any], type[Any]]:
             return answer
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return self.job.work.optimizer(self.model)
+            return self.job.optimizer()
 
         def on_train_start(self) -> None:
             self.job.watch.start()  # modules hear it after callbacks: the bar and the logger are ready

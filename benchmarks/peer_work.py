@@ -60,12 +60,13 @@ class Work:
         """The same optimizer each time."""
         return torch.optim.SGD(model.parameters(), lr=self.learning_rate, momentum=self.momentum)
 
-    def loader(self, num_steps: int, *, paired: bool = False) -> DataLoader[Any]:
-        """Batches in the same order each time; `paired`: with a target also where none is needed."""
+    def loader(self, num_steps: int, *, paired: bool = False, num_workers: int = 0) -> DataLoader[Any]:
+        """Batches in the same order each time; `paired`: with a target also where none is needed. Workers stay."""
         features, targets = self.examples()
         if paired and targets is None:
             targets = torch.zeros(len(features), dtype=torch.int64)
-        return DataLoader(Examples(features, targets, num_steps * self.batch_size), batch_size=self.batch_size)
+        examples = Examples(features, targets, num_steps * self.batch_size)
+        return DataLoader(examples, self.batch_size, num_workers=num_workers, persistent_workers=num_workers > 0)
 
     def loss_of(self, model: Callable[[Tensor], Tensor], batch: Any) -> Tensor:
         """The loss of one batch of our loader."""
@@ -89,13 +90,14 @@ class Job:
     watch: Stopwatch = field(default_factory=Stopwatch)
     model: nn.Module = field(init=False)
     paired: bool = False
+    num_workers: int = 0
 
     def __post_init__(self) -> None:
         self.model = self.work.model()
 
     def loader(self) -> DataLoader[Any]:
         """The batches of one epoch."""
-        return self.work.loader(self.num_steps // self.num_epochs, paired=self.paired)
+        return self.work.loader(self.num_steps // self.num_epochs, paired=self.paired, num_workers=self.num_workers)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """For the model of this run."""

@@ -6,20 +6,22 @@ README.md beside this file says how to read the tables.
 
     python benchmarks/peers.py
     python benchmarks/peers.py --works linear,mlp --pairs 11 --only off,lightning.off
-    python benchmarks/peers.py --picture docs/performance.png > table.md
+    python benchmarks/peers.py --json peers.json > table.md
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import platform
 import statistics
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peer_rows import FRAMEWORKS, Framework, quiet
@@ -29,6 +31,7 @@ from step_overhead import MIN_PAIRS, BenchmarkError, Cost, quartiles, terminal
 
 NUM_WARM_UP_STEPS = 20
 NUM_SHORT_EPOCHS, STEPS_OF_A_SHORT_EPOCH = 21, 10
+MAX_STARTS = 3
 TARGETS = {  # the ratio of training, by work and row
     "linear": {"fabric": 1.05, "off": 1.10, "log": 1.18, "defaults": 1.35},
     "mlp": {"defaults": 1.03},
@@ -187,37 +190,6 @@ def faster_peers(columns: dict[str, dict[str, float]]) -> list[str]:
     return said
 
 
-def draw(found: dict[str, dict[str, Measured]], titles: dict[str, str], path: Path) -> None:
-    """Bars of what a training step costs more than by hand, one panel for each work."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    keys = [key for key in next(iter(found.values())) if key != "plain"]
-    figure, panels = plt.subplots(
-        1, len(found), figsize=(3.2 * len(found) + 2.5, 0.32 * len(keys) + 1.4), sharey=True, squeeze=False
-    )
-    for axes, (work_key, measured) in zip(panels[0], found.items(), strict=True):
-        ratios = [measured[key].ratios[1] for key in keys]
-        ours = ["Fulmen" in titles[key] for key in keys]
-        axes.barh(range(len(keys)), ratios, color=["#d1495b" if own else "#9db4c0" for own in ours])
-        axes.set_xscale("log")
-        axes.axvline(1, color="black", linewidth=0.8)
-        axes.set_xlim(0.9, 1.6 * max([*ratios, 1.1]))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_minor_formatter("")
-        axes.set_title(next(work.title for work in WORKS if work.key == work_key), fontsize=8)
-        for place, ratio in enumerate(ratios):
-            axes.text(ratio * 1.03, place, f"{ratio:.2f}", va="center", fontsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0][0].set_yticks(range(len(keys)), [titles[key].replace("*", "") for key in keys], fontsize=8)
-    panels[0][0].invert_yaxis()
-    figure.supxlabel("time of a training step, plain torch loop = 1 (log scale)", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=140)
-
-
 # ---- the command
 
 
@@ -233,7 +205,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--works", default="", metavar="A,B", help=f"some of {', '.join(work.key for work in WORKS)}")
     parser.add_argument("--only", default="", metavar="A,B", help="only these rows; a wrong name lists them all")
     parser.add_argument("--parts", default="train,evaluate,start", metavar="A,B", help="some of train, evaluate, start")
-    parser.add_argument("--picture", type=Path, metavar="PNG", help="draw the ratios of training into this file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers into this file")
     parser.add_argument("--steps", type=int, metavar="N", help="steps of one run of train and evaluate, for a trial")
     given = parser.parse_args(arguments)
     wanted_rows = given.only.split(",")
@@ -251,13 +223,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in ("pairs", "steps"):
         if getattr(given, name) is not None and getattr(given, name) < 1:
             parser.error(f"--{name} {getattr(given, name)} measures nothing. It is a number of {name}. Pass 1 or more.")
-    if given.picture is not None and "train" not in given.parts:
-        parser.error(
-            f"--picture {given.picture} would stay empty. It shows training, which --parts leaves out."
-            " Add train to --parts, or leave --picture out."
-        )
-    if given.picture is not None and importlib.util.find_spec("matplotlib") is None:
-        parser.error(f"--picture {given.picture} cannot be drawn. matplotlib is not installed. Install it first.")
     missing = [each for each in FRAMEWORKS if each.key in wanted_rows and not installed(each)]
     if missing:
         parser.error(
@@ -275,10 +240,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     frameworks = [each for each in FRAMEWORKS if (each.key in given.only or each.key == "plain") and installed(each)]
     works = [work for work in WORKS if work.key in given.works]
     columns: dict[str, dict[str, float]] = {}
-    print(
+    about = (
         f"One CPU thread; median of {given.pairs} pairs with the plain loop. {platform.machine()},"
         f" Python {platform.python_version()}, torch {torch.__version__}; {versions(frameworks)}."
     )
+    numbers: dict[str, Any] = {"about": about, "titles": {each.key: each.title for each in frameworks}}
+    print(about)
     if "train" in given.parts:
         found = {}
         for work in works:
@@ -286,8 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found[work.key] = measure(frameworks, "train", work, steps, given.pairs)
             print(f"\n{training_table(frameworks, work, found[work.key])}", flush=True)
         columns |= {f"train, {key}": medians(column) for key, column in found.items()}
-        if given.picture is not None:
-            draw(found, {framework.key: framework.title for framework in frameworks}, given.picture)
+        numbers["works"] = {work.key: work.title for work in works}
+        numbers["train"] = {work: plain_numbers(column) for work, column in found.items()}
     if "evaluate" in given.parts:
         rows = [each for each in frameworks if each.key in EVALUATED or each.key.split(".")[-1] in ("off", "fabric")]
         evaluated = {
@@ -297,16 +264,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         print(f"\n{evaluation_table(rows, evaluated)}", flush=True)
         columns |= {f"{do}, {key}": medians(column) for (do, key), column in evaluated.items()}
+        numbers["evaluate"] = {", ".join(place): plain_numbers(column) for place, column in evaluated.items()}
     if "start" in given.parts:
         ends = epoch_ends_ms(frameworks, WORKS[0], given.pairs)
-        starts = measure_starts([framework.key for framework in frameworks], given.pairs, say)
+        # Each is a process that imports torch: seconds, which vary little.
+        starts = measure_starts([framework.key for framework in frameworks], min(given.pairs, MAX_STARTS), say)
         print(f"\n{starts_table(frameworks, ends, starts)}")
         columns |= {"end of an epoch, ms": ends, **starts_columns(starts)}
+        numbers["epoch_ends_ms"] = ends
+        numbers["starts"] = {key: asdict(start) for key, start in starts.items()}
     say("")
-    print(
-        "\n"
-        + ("\n".join(["A peer was faster:", *faster]) if (faster := faster_peers(columns)) else "No peer was faster.")
-    )
+    numbers["faster_peers"] = faster = faster_peers(columns)
+    print("\n" + ("\n".join(["A peer was faster:", *faster]) if faster else "No peer was faster."))
+    if given.json is not None:
+        given.json.write_text(json.dumps(numbers, indent=1) + "\n")
+
+
+def plain_numbers(column: dict[str, Measured]) -> dict[str, dict[str, Any]]:
+    """As JSON has them."""
+    return {key: asdict(measured) for key, measured in column.items()}
 
 
 def medians(column: dict[str, Measured]) -> dict[str, float]:

@@ -292,7 +292,8 @@ def await_batches(case: Case, folder: Path, num_ranks: int, pid: int) -> bool:
                 time.sleep(0.5)
             if not case.during.startswith("a long") or (folder / "long").exists():
                 return True
-        if not alive(pid) and case.signum:
+        # At its very beginning it is still a process of this session.
+        if case.signum and os.getsid(pid) == pid and not alive(pid):
             return False
         time.sleep(0.01)
     return False

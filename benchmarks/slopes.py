@@ -2,7 +2,8 @@
 
 For each size the same fit is timed beside a plain loop over the same model; what a step costs more is drawn against the
 size on two logarithmic axes, and the slope of the line through the last three sizes is printed: 0 is constant, 1 is
-linear. CPU time of one process, so that other work on the machine does not show.
+linear. CPU time of one process, so that other work on the machine does not show. Beside it stand the calls of Python
+functions that a step makes, the same in every run: whether callbacks that hear nothing cost nothing is seen by them.
 
     python benchmarks/slopes.py
     python benchmarks/slopes.py --only parameters,keys --pairs 11
@@ -15,6 +16,7 @@ import logging
 import math
 import os
 import statistics
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +38,24 @@ NOTHING_S = 2e-6  # what a step costs more is not seen below that: a line throug
 def num_steps(size: int) -> int:
     """Of one run: fewer where each is long."""
     return max(10, min(300, 30_000 // size))
+
+
+class CallCounter(Stopwatch):
+    """Counts the calls of Python functions in the place of time."""
+
+    num_calls = 0
+
+    def start(self) -> None:
+        """From here on."""
+
+        def heard(frame: Any, event: str, argument: Any) -> None:
+            self.num_calls += event == "call"
+
+        sys.setprofile(heard)
+
+    def stop(self) -> None:
+        """Up to here."""
+        sys.setprofile(None)
 
 
 class Scalars(nn.Module):
@@ -123,11 +143,26 @@ def fit_s(
 ) -> float:
     """CPU time of one step of a fit of `count` steps, or as many as go with the number of tensors."""
     watch, count = Stopwatch(), count or num_steps(num_tensors)
+    run_fit(watch, num_tensors, num_keys, callbacks, count)
+    return cpu_s(watch) / count
+
+
+def calls(num_keys: int = 0, callbacks: Sequence[Callback] = ()) -> float:
+    """Python functions that a step calls; what comes once in a fit is in neither."""
+    found = []
+    for count in (5, 15):
+        counter = CallCounter()
+        run_fit(counter, 10, num_keys, callbacks, count)
+        found.append(counter.num_calls)
+    return (found[1] - found[0]) / 10
+
+
+def run_fit(watch: Stopwatch, num_tensors: int, num_keys: int, callbacks: Sequence[Callback], count: int) -> None:
+    """A fit of so many steps."""
     with tempfile.TemporaryDirectory(prefix="slopes_") as folder:
         flags = trainer_flags("fulmen.trainer", "off", folder)
         trainer = Trainer(max_epochs=1, accelerator="cpu", callbacks=[StopsWatch(watch), *callbacks], **flags)
         trainer.fit(Job(num_tensors, num_keys, watch), make_loader(count))
-    return cpu_s(watch) / count
 
 
 def added_by_parameters_s(num_tensors: int) -> float:
@@ -149,6 +184,16 @@ def added_by_keys_s(count: int) -> float:
     """What logging so many keys adds to a step."""
     steps = num_steps(count)  # of both: what comes once in a fit must be divided by the same number
     return fit_s(num_keys=count, count=steps) - fit_s(count=steps)
+
+
+def calls_idle(count: int) -> float:
+    """Calls of a step beside so many callbacks without a hook of a batch."""
+    return calls(callbacks=[Idle() for _ in range(count)])
+
+
+def calls_heard(count: int) -> float:
+    """Calls of a step that so many callbacks hear."""
+    return calls(callbacks=[Hears() for _ in range(count)])
 
 
 class EpochEnds(LightningModule):
@@ -190,19 +235,20 @@ def epochs_of_processes_s(num_processes: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One row: sizes, the cost at a size, and the slope it may have."""
+    """One row: sizes, the cost at a size, the slope it may have, and how many Python functions a step calls."""
 
     title: str
     sizes: tuple[int, ...]
     cost_s: Callable[[int], float]
     allowed: float
+    calls: Callable[[int], float] | None = None
 
 
 CURVES = {
     "parameters": Curve("tensors of parameters", (10, 100, 1000, 10_000), added_by_parameters_s, ALLOWED),
-    "idle": Curve("callbacks that hear no batch", (1, 10, 100), added_by_idle_callbacks_s, 0.0),
-    "callbacks": Curve("callbacks that hear each batch", (1, 10, 100), added_by_callbacks_s, ALLOWED),
-    "keys": Curve("logged keys", (1, 10, 100, 1000), added_by_keys_s, ALLOWED),
+    "idle": Curve("callbacks that hear no batch", (1, 10, 100), added_by_idle_callbacks_s, 0.0, calls_idle),
+    "callbacks": Curve("callbacks that hear each batch", (1, 10, 100), added_by_callbacks_s, ALLOWED, calls_heard),
+    "keys": Curve("logged keys", (1, 10, 100, 1000), added_by_keys_s, ALLOWED, calls),
     "processes": Curve("processes, for an epoch of 10 steps", (2, 4, 8), epochs_of_processes_s, ALLOWED),
 }
 
@@ -231,10 +277,12 @@ def rows(keys: Sequence[str], num_pairs: int) -> Iterator[str]:
         ]
         found = slope(points[-3:])
         costs = ", ".join(f"{size:,}: {cost * 1e6:.1f}" for size, cost in points)
-        yield (
-            f"| {curve.title} | {costs} | {found:.2f} | {curve.allowed:.2f}"
-            f" | {'pass' if found <= curve.allowed else 'fail'} |"
-        )
+        counted = [] if curve.calls is None else [curve.calls(size) for size in curve.sizes]
+        said = ", ".join(f"{size:,}: {count:g}" for size, count in zip(curve.sizes, counted, strict=False))
+        # What must be constant is told by what does not vary: a microsecond more or less has any slope.
+        passes = len(set(counted)) == 1 if curve.allowed == 0 else found <= curve.allowed
+        verdict = "pass" if passes else "fail"
+        yield f"| {curve.title} | {costs} | {found:.2f} | {curve.allowed:.2f} | {said} | {verdict} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -254,8 +302,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     warnings.simplefilter("ignore")
     logging.disable(logging.INFO)  # how each of the many fits ended
-    print("| with the number of | size: µs of CPU that a step costs more | slope | target | |")
-    print("| --- | --- | ---: | ---: | --- |")
+    head = "with the number of | size: µs of CPU that a step costs more | slope | target | size: Python calls of a step"
+    print(f"| {head} | |")
+    print("| --- | --- | ---: | ---: | --- | --- |")
     for row in rows(keys, given.pairs):
         print(row, flush=True)
 

@@ -22,6 +22,7 @@ CASES = {
     "own_parts.py": (2, r"epoch 3: loss (\S+)", 0.0, 0.6),
     "fsdp.py": (2, r"loaded:  loss (\S+)", 0.0, 0.5),
     "mesh.py": (4, r"epoch 3: accuracy (\S+)", 0.9, 1.0),
+    "pipeline.py": (2, r"epoch 3: accuracy (\S+)", 0.9, 1.0),
     "tensor_parallel.py": (2, r"epoch 2: loss \S+, accuracy (\S+)", 0.9, 1.0),
 }
 
@@ -32,6 +33,7 @@ def loaded():
     for name in ("sklearn.datasets", "sklearn.model_selection", "torch._dynamo", "torch.distributed.fsdp"):
         importlib.import_module(name)
     importlib.import_module("torch.distributed.tensor.parallel")
+    importlib.import_module("torch.distributed.pipelining")
 
 
 def run(path: str) -> None:

@@ -8,6 +8,7 @@ import ast
 import os
 import shutil
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader
 from fulmen.cli.checkpoint_arguments import offered_by
 from fulmen.fabric import Fabric
 from fulmen.fabric.checkpoint_io import checkpoint_damage, lazy_load
-from fulmen.fabric.errors import CheckpointError, MisconfigurationException
+from fulmen.fabric.errors import CheckpointDamagedError, CheckpointError, MisconfigurationException
 from fulmen.trainer import LightningDataModule, LightningModule, Trainer
 from fulmen.trainer.callbacks import ModelCheckpoint
 from fulmen.trainer.checkpoint.kept import best_in
@@ -78,6 +79,15 @@ HELD = {
             "test_a_logger_names_no_path_outside_the_folder",
         ],
         "tests/cross/test_newest_that_verifies.py": ["test_a_planted_ranking_removes_nothing_outside_the_folder"],
+    },
+    "links in the folder of checkpoints": {HERE: ["test_links_in_the_folder_of_checkpoints_lead_nowhere"]},
+    "small files that fill the memory or the time": {
+        HERE: ["test_a_small_file_fills_no_memory"],
+        "packages/trainer/tests/core/test_checkpoint_form.py": [
+            "test_what_has_no_end_is_refused_and_not_walked_through"
+        ],
+        "packages/trainer/tests/core/test_hparams_files.py": ["test_yaml_beyond_all_bounds_is_refused"],
+        "packages/cli/tests/test_config_files.py": ["test_anchors_without_end_are_refused_and_not_walked_through"],
     },
     "SLURM ids": {
         "packages/fabric/tests/environments/test_slurm.py": [
@@ -236,6 +246,43 @@ def test_a_planted_folder_is_refused(tmp_path: Path, proof: Path) -> None:
     with pytest.raises(CheckpointError, match="mkdir"):
         best_in(str(tmp_path))
     assert checkpoint_damage(folder) is not None
+
+
+def test_a_small_file_fills_no_memory(saved: Path, tmp_path: Path) -> None:
+    """Parts that are compressed could be a thousand times as large as the file."""
+    path = tmp_path / "bomb.ckpt"
+    with zipfile.ZipFile(saved) as good, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name in good.namelist():
+            bomb.writestr(name, good.read(name) + b"\0" * 2**20 * name.endswith("data.pkl"))
+    for read in read_all_ways(path):
+        with pytest.raises(CheckpointDamagedError):
+            read()
+    with pytest.raises(CheckpointDamagedError, match="is compressed"):
+        Net.load_from_checkpoint(path)
+
+
+def test_links_in_the_folder_of_checkpoints_lead_nowhere(tmp_path: Path) -> None:
+    outside, folder = tmp_path / "outside", tmp_path / "kept"
+    outside.mkdir()
+    folder.mkdir()
+    (outside / "keep.txt").write_text("precious")
+    for name in (".epoch=0.ckpt.99999999-aabbccdd.tmp", ".last.ckpt.99999999-aabbccdd.tmp.old", "epoch=0-step=2.ckpt"):
+        (folder / name).symlink_to(outside)
+    (folder / "last.ckpt").symlink_to(outside / "keep.txt")
+    keeps = {"enable_checkpointing": True, "callbacks": [ModelCheckpoint(folder, save_last=True)]}
+    with pytest.warns(UserWarning, match="passed over"):
+        new_trainer(tmp_path, **keeps).fit(Net(), loader(), ckpt_path="auto")
+    assert os.listdir(outside) == ["keep.txt"]
+    assert (outside / "keep.txt").read_text() == "precious"
+    assert checkpoint_damage(folder / "last.ckpt") is None
+
+
+@pytest.mark.parametrize("content", [[1], "text", torch.ones(2), [[[]]]])
+def test_what_is_no_dict_is_no_checkpoint(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "x.ckpt")
+    for run in (new_trainer(tmp_path).fit, new_trainer(tmp_path).test):
+        with pytest.raises(CheckpointError, match="is no checkpoint of a module: it holds a"):
+            run(Net(), loader(), ckpt_path=tmp_path / "x.ckpt")  # type: ignore[operator]
 
 
 # ---- hyperparameters

@@ -7,20 +7,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 REPOSITORY = Path(__file__).parents[2]
 PROGRAM = """
 import os, signal, sys, time
 from datetime import timedelta
 import torch
-from fulmen.trainer import Trainer
+from fulmen.trainer import Callback, Trainer
 from fulmen.trainer.callbacks import OnExceptionCheckpoint
 from fulmen.trainer.demos import BoringModel
 from fulmen.trainer.strategies import DDPStrategy
 
 
+class Saves(Callback):
+    # A save of the user's own, of which nothing of ours knows.
+    def on_exception(self, trainer, pl_module, exception):
+        began_s = time.monotonic()
+        try:
+            trainer.save_checkpoint(f"{trainer.default_root_dir}/own.ckpt")
+        finally:
+            print("OWN SAVE", trainer.global_rank, time.monotonic() - began_s, flush=True)
+
+
 class Net(BoringModel):
     def training_step(self, batch, batch_idx):
+        if batch_idx == 2 and self.case == "all raise":
+            raise ValueError("the mistake of all")
         if batch_idx == 2 and self.global_rank == 1:
             self.lost()
         elif batch_idx == 2 and self.case == "dies while the other computes":
@@ -44,9 +57,9 @@ def fit(case, folder, **strategy):
     model.case = case
     Trainer(
         accelerator="cpu", devices=2, strategy=DDPStrategy(timeout=timedelta(seconds=12), **strategy), max_epochs=1,
-        limit_val_batches=0, logger=False, enable_checkpointing=case == "raises", enable_progress_bar=False,
+        limit_val_batches=0, logger=False, enable_checkpointing="raise" in case, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder,
-        callbacks=[OnExceptionCheckpoint(folder)] if case == "raises" else [],
+        callbacks=[OnExceptionCheckpoint(folder), Saves()] if "raise" in case else [],
     ).fit(model)
 
 
@@ -89,7 +102,7 @@ def main(folder, *cases):
 if __name__ == "__main__":
     main(*sys.argv[1:])
 """
-CASES = ("raises", "dies", "hangs", "is stopped", "dies while the other computes")
+CASES = ("raises", "dies", "hangs", "is stopped", "dies while the other computes", "all raise")
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="asks Linux which processes are there")
 
@@ -108,9 +121,14 @@ def of_session(session: int) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of all cases."""
+    return tmp_path_factory.mktemp("lost")
+
+
+@pytest.fixture(scope="module")
+def ends(folder: Path) -> Any:
     """For each case: what the run printed, its exit code, and the processes that it has left."""
-    folder = tmp_path_factory.mktemp("lost")
     (folder / "program.py").write_text(PROGRAM)
     done = subprocess.run(
         [sys.executable, str(folder / "program.py"), str(folder), *CASES],
@@ -144,6 +162,20 @@ def test_who_fails_alone_waits_for_nobody_to_save_with(ends: Any) -> None:
     printed, *_ = ends["raises"]
     assert "OnExceptionCheckpoint saves nothing: the run failed in rank 1 of 2 alone." in printed
     assert "timed out" not in printed.lower()
+
+
+def test_a_save_of_the_users_own_is_refused_where_one_fails_alone(ends: Any) -> None:
+    printed, *_ = ends["raises"]
+    assert "/own.ckpt') was called in rank 1 of 2, after the run had failed in this rank alone." in printed
+    seconds = [float(line.split()[3]) for line in printed.splitlines() if line.startswith("OWN SAVE 1 ")]
+    assert len(seconds) == 1
+    assert seconds[0] < 10, "less than the timeout of a collective"
+
+
+def test_a_save_of_the_users_own_is_kept_where_all_fail(ends: Any, folder: Path) -> None:
+    printed, *_ = ends["all raise"]
+    assert sorted(line.split()[2] for line in printed.splitlines() if line.startswith("OWN SAVE ")) == ["0", "1"]
+    assert torch.load(folder / "own.ckpt", weights_only=True)["global_step"] == 2
 
 
 def test_the_one_that_died_is_named(ends: Any) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import SumMetric
 
-from fulmen.trainer import LightningModule, Trainer
+from fulmen.fabric.checkpoint_io import AsyncCheckpointIO, checkpoint_damage, consolidate_checkpoint
+from fulmen.trainer import Callback, LightningModule, Trainer
 from fulmen.trainer.callbacks import ModelCheckpoint
 from fulmen.trainer.errors import ConfigurationError
 from fulmen.trainer.strategies import FSDPStrategy, ModelParallelStrategy
@@ -119,6 +120,7 @@ STRATEGIES: dict[str, tuple[Callable[[], Any], Split | None, int]] = {
     "data parallel, by the module": (lambda: ModelParallelStrategy(2, 1), fully, 2),
     "tensor parallel, one file": (lambda: ModelParallelStrategy(1, 2, save_distributed_checkpoint=False), tensors, 1),
 }
+BACKGROUND = ("fsdp, a folder",)  # one file: see the tests of the trainer's checkpoints
 FLAGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "accumulated and clipped": {"accumulate_grad_batches": 2, "gradient_clip_val": 0.3},
@@ -168,6 +170,27 @@ def run_case(folder: Path, case: str, name: str) -> dict[str, Any]:
     return found
 
 
+class Hears(Callback):
+    """Writes down which checkpoints are on the disk, and whether they load then."""
+
+    def __init__(self) -> None:
+        self.heard: dict[str, bool] = {}
+
+    def on_checkpoint_saved(self, trainer: Trainer, pl_module: LightningModule, path: str) -> None:
+        self.heard[os.path.basename(path)] = checkpoint_damage(path) is None
+
+
+def in_background(folder: Path, case: str) -> dict[str, Any]:
+    """The same fit, saved in the background."""
+    here, hears = folder / f"{case} in background", Hears()
+    checkpoint = ModelCheckpoint(dirpath=here, filename="{epoch}", save_top_k=-1)
+    options = {"devices": 2, "enable_checkpointing": True, "callbacks": [checkpoint, hears]}
+    _, net = fitted(here, {}, 2, strategy=STRATEGIES[case][0](), plugins=[AsyncCheckpointIO()], **options)
+    ckpt_path = str(here / "epoch=0.ckpt")
+    _, again = fitted(here, {}, 2, ckpt_path=ckpt_path, strategy=STRATEGIES[case][0](), devices=2)
+    return {"weights": whole(net), "resumed": whole(again), "heard": hears.heard, "saved": sorted(os.listdir(here))}
+
+
 def work(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     # As torchrun starts a process: Trainer finds out by these that it is one of two.
@@ -188,6 +211,8 @@ def work(rank: int, port: int, folder: Path) -> None:
         for case in STRATEGIES:
             for name in FLAGS if case == "fsdp, one file" else ["plain", "accumulated and clipped"]:
                 seen[f"{case}: {name}"] = run_case(folder, case, name)
+        for case in BACKGROUND:
+            seen[f"{case}: background"] = in_background(folder, case)
         _, manual = fitted(folder, {}, 2, devices=2, strategy="fsdp", manual=True)
         seen["manual"] = {"weights": whole(manual)}
         # From shards to one file, by another strategy.
@@ -208,8 +233,13 @@ def work(rank: int, port: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("sharded")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of all cases."""
+    return tmp_path_factory.mktemp("sharded")
+
+
+@pytest.fixture(scope="module")
+def seen(folder: Path) -> list[dict[str, Any]]:
     # Kept here, so that nobody else can take its port.
     store = torch.distributed.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
     port = store.port
@@ -254,6 +284,42 @@ def test_a_resumed_run_is_the_one_that_never_stopped(case: str, name: str, seen:
         found = one[f"{case}: {name}"]
         assert found["resumed"] == found["weights"]
         assert found["saved"] == ["epoch=0.ckpt", "epoch=1.ckpt"]
+
+
+def plain(value: Any) -> Any:
+    """Tensors as lists, which compare."""
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+def content(path: Path) -> dict[str, Any]:
+    """Of a checkpoint, in one file or in a folder."""
+    if path.is_dir():
+        consolidate_checkpoint(path, path.with_suffix(".whole"))
+        path = path.with_suffix(".whole")
+    found: dict[str, Any] = torch.load(path, weights_only=True)
+    return found
+
+
+@pytest.mark.parametrize("case", BACKGROUND)
+def test_what_is_saved_in_the_background_is_what_is_saved_at_once(case: str, seen: Any, folder: Path) -> None:
+    for rank, one in enumerate(seen):
+        found, expected = one[f"{case}: background"], one[f"{case}: plain"]
+        for key in ("weights", "resumed", "saved"):
+            assert found[key] == expected[key]
+        # The first process speaks for all, and the run does not end before it has.
+        assert found["heard"] == ({} if rank else {"epoch=0.ckpt": True, "epoch=1.ckpt": True})
+    for epoch in range(EPOCHS):
+        paths = [folder / f"{case} {how}" / f"epoch={epoch}.ckpt" for how in ("plain", "in background")]
+        at_once, later = map(content, paths)
+        assert at_once.keys() == later.keys()
+        tensors = [key for key in at_once if key.startswith(("state_dict", "model", "optimizer"))]
+        assert len(tensors) == 2
+        for key in tensors:
+            assert plain(at_once[key]) == plain(later[key])
 
 
 @pytest.mark.parametrize("case", STRATEGIES)

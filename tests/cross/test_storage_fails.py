@@ -131,3 +131,26 @@ def test_a_folder_that_vanishes_is_made_again_and_the_ranking_holds(tmp_path: Pa
     fit(tmp_path / "c", act, save_last=True)
     assert sorted(os.listdir(tmp_path / "c")) == ["epoch=2-step=6.ckpt", "last.ckpt"]
     assert_the_last_good_one_is_there(tmp_path / "away")
+
+
+@pytest.mark.parametrize("place", [{"dirpath": "c" * 300}, {"dirpath": "c", "filename": "{epoch}" + "f" * 300}])
+def test_a_name_that_is_too_long_is_said_before_the_first_step(place: dict[str, str], tmp_path: Path) -> None:
+    def act() -> None:
+        pytest.fail("an epoch began")
+
+    place = {**place, "dirpath": str(tmp_path / place["dirpath"])}
+    keeping = ModelCheckpoint(**place)  # type: ignore[arg-type]
+    off: dict[str, Any] = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(accelerator="cpu", max_epochs=1, callbacks=[Breaks(0, act), keeping], **off)
+    with pytest.raises(CheckpointError, match=r"has 300 bytes, and a name has 255 at most there\. Nothing was trained"):
+        trainer.fit(Net(), DataLoader(torch.ones(2, 4)))  # type: ignore[arg-type]
+
+
+def test_a_file_where_the_folder_was_is_named(tmp_path: Path) -> None:
+    def act() -> None:
+        os.rename(tmp_path / "c", tmp_path / "away")
+        (tmp_path / "c").write_text("")
+
+    with pytest.raises(CheckpointError, match=f"could not be written: File exists: '{tmp_path / 'c'}' is a file"):
+        fit(tmp_path / "c", act, save_last=True)
+    assert_the_last_good_one_is_there(tmp_path / "away")

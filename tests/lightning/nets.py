@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-CASES = ("Adam and steps", "SGD and plateau", "two optimizers, by hand", "accumulated", "mixed precision", "no hparams")
+CASES = (
+    *("Adam and steps", "SGD and plateau", "two optimizers, by hand", "accumulated", "mixed precision", "no hparams"),
+    "clipped and accumulated by schedule",
+)
 NUM_BATCHES, BATCH_SIZE = 6, 4
 
 
@@ -141,10 +144,14 @@ def train(
     # Where it does not divide the epoch, Lightning scales the last window otherwise (docs/migration.md).
     flags: dict[str, Any] = {"accumulate_grad_batches": 2} if case == "accumulated" else {}
     flags |= {"precision": "bf16-mixed"} if case == "mixed precision" else {}
+    more: list[Any] = []
+    if "clipped" in case:
+        flags |= {"gradient_clip_val": 0.2}
+        more = [package.callbacks.GradientAccumulationScheduler({0: 1, 1: 2, 3: 3})]
     trainer = package.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
-        callbacks=[counting, stopping, keeping],
+        callbacks=[counting, stopping, *more, keeping],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

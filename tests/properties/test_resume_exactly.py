@@ -16,11 +16,13 @@ import pytest
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
-from tests.support.resume_scenarios import MOMENTS, SIZED, TORCHDATA, UNSIZED, Cut, Scenario, fit
+from tests.support.resume_data import SIZED, TORCHDATA, UNSIZED
+from tests.support.resume_scenarios import AVERAGES, MOMENTS, Cut, Scenario, fit
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 HAS_TORCHDATA = importlib.util.find_spec("torchdata") is not None
 PRECISIONS = ("32-true", "32-true", "16-mixed", "64-true")
+ENDINGS = ("crash", "crash", "crash", "callback", "signal", "steps over", "after")
 TOGETHER = ("dict", "list", "min_size", "max_size", "max_size_cycle")
 
 
@@ -44,8 +46,8 @@ def scenarios(draw: Any) -> Scenario:
     batches = min(lengths) if together == "min_size" else max(lengths)
     known = all(kind in SIZED for kind, _ in loaders)
     across = draw(st.booleans())
-    parts = [] if across else [1.0, 0.5] if known else [1.0]
-    most = batches + 3 if across else batches if known else 2
+    parts = [] if across else [1.0, 0.5, 0.34] if known else [1.0]
+    most = batches + 3 if across else batches if known else min(2, min(lengths))
     interval = draw(st.sampled_from([*parts, *range(1, most + 1)]))
     fewest = interval if isinstance(interval, int) and not across else 1
     limits = [1.0, *range(fewest, batches + 1)]
@@ -73,6 +75,7 @@ def scenarios(draw: Any) -> Scenario:
         together=together,
         reading={"batch_size": batch_size, "drop_last": drop_last},
         validations=draw(st.lists(st.integers(2, 6), min_size=1, max_size=2)),
+        validating=(draw(st.sampled_from(["in order", *sorted(kinds)])), {}),
         manual=manual,
         schedulers=draw(st.lists(one, max_size=1 if "swa" in callbacks else 2)),
         callbacks=callbacks,
@@ -100,7 +103,24 @@ def draw_callbacks(draw: Any, *, manual: bool, validates: bool) -> list[str]:
     return [name for name in chosen if not (name == "ema" and "swa" in chosen)]
 
 
-cuts = st.builds(Cut, st.sampled_from(MOMENTS), st.integers(1, 7), st.just("crash"), st.integers(0, 3))
+@st.composite
+def cases(draw: Any) -> tuple[Scenario, Cut]:
+    """What is trained, and where it is cut; sometimes workers load, which takes time."""
+    scenario = draw(scenarios())
+    if LONG and draw(st.integers(0, 9)) == 0:
+        working = {"num_workers": draw(st.integers(1, 2)), "persistent_workers": draw(st.booleans())}
+        if "no DataLoader" not in {kind for kind, _ in scenario.loaders}:
+            # Workers share what is read in one order: none of them may be left without a batch.
+            scenario.reading |= {**working, "drop_last": False}
+        if scenario.validating[0] != "no DataLoader":
+            scenario.validating = (scenario.validating[0], working)
+    ending = draw(st.sampled_from(ENDINGS))
+    moment, later = draw(st.sampled_from(MOMENTS)), draw(st.integers(0, 3))
+    if ending != "crash":
+        moment = "on_train_batch_end"
+    if ending == "signal" and not {"every other step", "best of validation"} & {*scenario.callbacks}:
+        scenario.callbacks.append("every other step")  # without a ModelCheckpoint, nothing is kept
+    return scenario, Cut(moment, draw(st.integers(1, 7)), ending, later)
 
 
 def check(scenario: Scenario, cut: Cut) -> bool:
@@ -113,8 +133,7 @@ def check(scenario: Scenario, cut: Cut) -> bool:
         assert saver is not None
         # Hooks of an epoch's start run again; and a stop that somebody asked for is not kept.
         # Behind the last epoch nothing is trained, and no hook of the end runs: an average is not put in place.
-        over = cut.moment == "on_train_epoch_end" and cut.nth == scenario.flags["max_epochs"]
-        if over and {"swa", "ema"} & {*scenario.callbacks}:
+        if saver.is_over and AVERAGES & {*scenario.callbacks}:
             return False
         again = cut.moment == "on_train_epoch_start" and "lr monitor" in scenario.callbacks
         if saver.mark is None or saver.stopped or again:
@@ -147,38 +166,23 @@ def one(
 @settings(
     max_examples=3000 if LONG else 25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=not LONG
 )
-@given(scenarios(), cuts)
-@example(*one("shuffle", Cut("on_train_batch_end", 2), precision="64-true"))
-@example(*one("shuffle", Cut("on_train_batch_end", 5), log_every_n_steps=3, accumulate_grad_batches=2))
-@example(*one("generator", Cut("on_train_epoch_end", 2)))
-@example(*one("generator", Cut("on_train_epoch_start", 2)))
-@example(*one("shuffle", Cut("on_validation_batch_end", 3), manual=True))
-@example(*one("own batches", Cut("on_train_batch_end", 2)))
-@example(*one("stateful stream", Cut("on_train_batch_end", 2)))
-@example(*one("stream", Cut("on_validation_end", 1)))
-@example(*one("shuffle", Cut("on_train_batch_end", 2), size=4, beside=[("own batches", 11)], precision="16-mixed"))
-@example(*one("generator", Cut("on_train_batch_end", 1), size=9, beside=[("in order", 3)]))
-@example(*one("weighted", Cut("on_validation_end", 2), callbacks=["swa"]))
-@example(*one("shuffle", Cut("on_train_batch_end", 6), callbacks=["swa", "lr monitor"]))
-@example(*one("stateful stream", Cut("on_validation_end", 1), size=4, beside=[("generator", 9)]))
-def test_a_resumed_run_is_bit_by_bit_the_one_that_never_stopped(scenario: Scenario, cut: Cut) -> None:
-    event(cut.moment if check(scenario, cut) else "no such moment")
-
-
-WORKERS = {"batch_size": 3, "num_workers": 2}
-
-
-@pytest.mark.parametrize(
-    ("kind", "reading"),
-    [
-        ("shuffle", WORKERS),
-        ("generator", {**WORKERS, "persistent_workers": True}),
-        ("stream", WORKERS),
-    ],
-)
-def test_with_workers_too(kind: str, reading: dict[str, Any]) -> None:
-    flags = {"max_epochs": 2, "log_every_n_steps": 1, "num_sanity_val_steps": 0, "val_check_interval": 2}
-    assert check(Scenario(loaders=[(kind, 11)], reading=reading, flags=flags), Cut("on_train_batch_end", 6))
+@given(cases())
+@example(one("shuffle", Cut("on_train_batch_end", 2), precision="64-true"))
+@example(one("shuffle", Cut("on_train_batch_end", 5), log_every_n_steps=3, accumulate_grad_batches=2))
+@example(one("generator", Cut("on_train_epoch_end", 2)))
+@example(one("generator", Cut("on_train_epoch_start", 2)))
+@example(one("shuffle", Cut("on_validation_batch_end", 3), manual=True))
+@example(one("own batches", Cut("on_train_batch_end", 2)))
+@example(one("stateful stream", Cut("on_train_batch_end", 2)))
+@example(one("stream", Cut("on_validation_end", 1)))
+@example(one("shuffle", Cut("on_train_batch_end", 2), size=4, beside=[("own batches", 11)], precision="16-mixed"))
+@example(one("generator", Cut("on_train_batch_end", 1), size=9, beside=[("in order", 3)]))
+@example(one("weighted", Cut("on_validation_end", 2), callbacks=["swa"]))
+@example(one("shuffle", Cut("on_train_batch_end", 6), callbacks=["swa", "lr monitor"]))
+@example(one("stateful stream", Cut("on_validation_end", 1), size=4, beside=[("generator", 9)]))
+def test_a_resumed_run_is_bit_by_bit_the_one_that_never_stopped(case: tuple[Scenario, Cut]) -> None:
+    scenario, cut = case
+    event(f"{cut.moment}, {cut.ending}" if check(scenario, cut) else "no such moment")
 
 
 needs_torchdata = pytest.mark.skipif(not HAS_TORCHDATA, reason="torchdata is not there")
@@ -192,11 +196,30 @@ def test_torchdata_at_the_end_of_an_epoch(kind: str, cut: Cut) -> None:
     assert check(*one(kind, cut, size=6))
 
 
-@needs_torchdata
-@pytest.mark.parametrize("kind", ["torchdata, shuffle, bare", "torchdata, stream, bare"])
-def test_torchdata_with_workers(kind: str) -> None:
+WORKERS = {"batch_size": 3, "num_workers": 2}
+KEPT = {**WORKERS, "persistent_workers": True}
+# Both readings of each kind are held by packages/fabric/tests/data/test_worker_seeds.py.
+WITH_WORKERS = [
+    ("shuffle", WORKERS),
+    ("generator", KEPT),
+    ("stream", WORKERS),
+    pytest.param("torchdata, shuffle", KEPT, marks=needs_torchdata),
+    pytest.param("torchdata, stateful stream", WORKERS, marks=needs_torchdata),
+]
+
+
+@pytest.mark.parametrize(("kind", "reading"), WITH_WORKERS)
+def test_with_workers_too(kind: str, reading: dict[str, Any]) -> None:
     flags = {"max_epochs": 2, "log_every_n_steps": 1, "num_sanity_val_steps": 0, "val_check_interval": 2}
-    assert check(Scenario(loaders=[(kind, 11)], reading=WORKERS, flags=flags), Cut("on_train_batch_end", 2))
+    assert check(Scenario(loaders=[(kind, 11)], reading=reading, flags=flags), Cut("on_train_batch_end", 6))
+
+
+@pytest.mark.parametrize(("kind", "sanity", "reading"), [("generator", 0, KEPT), ("stream", 1, KEPT)])
+def test_validation_with_workers_too(kind: str, sanity: int, reading: dict[str, Any]) -> None:
+    """Saved inside the second validation, and goes on with what the third one draws."""
+    flags = {"max_epochs": 2, "log_every_n_steps": 1, "num_sanity_val_steps": sanity, "val_check_interval": 2}
+    scenario = Scenario(loaders=[("shuffle", 11)], validations=[7], validating=(kind, reading), flags=flags)
+    assert check(scenario, Cut("on_validation_batch_end", 4))
 
 
 @pytest.mark.parametrize("ending", ["signal", "callback", "max_steps", "steps over", "after"])

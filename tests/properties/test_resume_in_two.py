@@ -24,20 +24,13 @@ FLAGS = {
 PLAIN = Scenario(
     loaders=[("shuffle", 21)],
     validations=[8],  # as many batches for either process: who saves in one must not be alone there
-    norm=False,
     schedulers=[("plateau", "step", 1)],
     callbacks=["best of validation"],
     flags=FLAGS,
 )
-WINDOWS = Scenario(
-    loaders=[("weighted", 20)], validations=[8], norm=False, flags={**FLAGS, "accumulate_grad_batches": 3}
-)
-SEVERAL = Scenario(
-    loaders=[("generator", 20), ("stream", 9)], callbacks=["ema"], validations=[8, 4], norm=False, flags=FLAGS
-)
-MANUAL = Scenario(
-    loaders=[("own batches", 24)], validations=[8], norm=False, manual=True, flags={**FLAGS, "precision": "64-true"}
-)
+WINDOWS = Scenario(loaders=[("weighted", 20)], validations=[8], flags={**FLAGS, "accumulate_grad_batches": 3})
+SEVERAL = Scenario(loaders=[("generator", 20), ("stream", 9)], callbacks=["ema"], validations=[8, 4], flags=FLAGS)
+MANUAL = Scenario(loaders=[("own batches", 24)], validations=[8], manual=True, flags={**FLAGS, "precision": "64-true"})
 CASES = {
     "on a batch that triggers validation": (PLAIN, Cut("on_train_batch_end", 2)),
     "inside validation": (PLAIN, Cut("on_validation_batch_end", 2)),

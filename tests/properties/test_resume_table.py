@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.resume_scenarios import CALLBACKS, LOADERS
+from tests.support.resume_data import LOADERS
+from tests.support.resume_scenarios import CALLBACKS
 
 ROOT = Path(__file__).parents[2]
 TABLE: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "data" / "resume_scenarios.yaml").read_text())

@@ -42,13 +42,23 @@ def test_peers_prints_training_and_evaluation_and_whether_a_peer_was_faster(done
     assert done.stdout.endswith("\nNo peer was faster.\n")
 
 
-@runs("slopes.py", "--only", "callbacks", "--pairs", "1")
-def test_slopes_prints_what_a_step_costs_at_each_size(done):
+@runs("epoch_gap.py", "--rounds", "1", "--only", "off")
+def test_epoch_gap_prints_the_pause_between_two_epochs(done):
     assert done.returncode == 0, done.stderr
-    [[what, costs, _, target, verdict]] = rows(done.stdout)
-    assert (what, target) == ("callbacks that hear each batch", "1.10")
-    assert [cost.split(":")[0] for cost in costs.split(", ")] == ["1", "10", "100"]
+    [[title, pause, _, _, target, verdict]] = rows(done.stdout)
+    assert (title, target) == ("**Fulmen** Trainer, all off", "5 ms")
+    assert float(pause.removesuffix(" ms")) > 0
     assert verdict in ("pass", "fail")
+
+
+@runs("slopes.py", "--only", "idle", "--pairs", "1")
+def test_slopes_prints_what_a_step_costs_at_each_size_and_that_callbacks_which_hear_nothing_are_never_called(done):
+    assert done.returncode == 0, done.stderr
+    [[what, costs, _, target, calls, verdict]] = rows(done.stdout)
+    assert (what, target) == ("callbacks that hear no batch", "0.00")
+    assert [cost.split(":")[0] for cost in costs.split(", ")] == ["1", "10", "100"]
+    assert len({call.split(": ")[1] for call in calls.split(", ")}) == 1
+    assert verdict == "pass"
 
 
 @runs("forecast.py", "--num-blocks", "1", "--num-nodes", "2")
@@ -59,7 +69,7 @@ def test_forecast_prints_a_forecast_and_what_it_took(done):
     assert done.stdout.endswith("at most (targets: 30 s, 2.00 GiB)\n")
 
 
-@runs("ddp_overhead.py", "--steps", "3", "--blocks", "2", "--rounds", "1")
+@runs("ddp_overhead.py", "--works", "mlp", "--steps", "3", "--blocks", "2", "--rounds", "1")
 def test_ddp_overhead_prints_what_two_processes_cost_and_how_often_they_talk(done):
     assert done.returncode == 0, done.stderr
     again, fabric = rows(done.stdout)
@@ -67,6 +77,26 @@ def test_ddp_overhead_prints_what_two_processes_cost_and_how_often_they_talk(don
     assert fabric[9].split(":")[0] in ("pass", "fail", "unclear")
     assert again[7] == fabric[7] == "1 allreduce"
     assert float(fabric[1]) > 0
+
+
+@runs("fsdp_overhead.py", "--steps", "1", "--blocks", "1", "--rounds", "1")
+def test_fsdp_overhead_prints_what_the_trainer_costs_and_how_often_it_talks(done):
+    assert done.returncode == 0, done.stderr
+    for table in done.stdout.split("\n\n")[1::2]:
+        again, *ours = rows(table)
+        assert [row[0] for row in ours] == ["Fabric, strategy fsdp", "Trainer, strategy fsdp", "Trainer, a plan"]
+        assert {row[8] for row in ours} == {"1.05"}
+        assert {row[7] for row in ours} == {again[7]}
+        assert all(float(row[1]) > 0 for row in ours)
+
+
+@runs("every_mesh.py", "--processes", "2", "--plans", "ring", "--how", "norm clipped")
+def test_every_mesh_prints_how_far_each_is_from_one_process(done):
+    assert done.returncode == 0, done.stderr
+    found = rows(done.stdout)
+    assert len(found) == 4
+    assert all(float(row[3]) < 1e-9 for row in found)
+    assert done.stdout.endswith("1e-09 is allowed: pass.\n")
 
 
 @runs("import_time.py", "--runs", "1", "--only", "fabric.used")

@@ -1,4 +1,4 @@
-"""Fits that can be cut anywhere: data, modules and callbacks of many kinds, and what a run of them leaves.
+"""Fits that can be cut anywhere: modules and callbacks of many kinds, and what a run of them leaves.
 
 `Scenario` says what is trained, `fit` trains it, `Outcome` holds all that a resumed run must have in common with one
 that never stopped.
@@ -11,17 +11,15 @@ import os
 import random
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, WeightedRandomSampler, get_worker_info
 
 from fulmen.fabric.seeding import collect_rng_state
 from fulmen.trainer import Callback, LightningModule, Trainer, seed_everything
@@ -36,200 +34,7 @@ from fulmen.trainer.callbacks import (
 )
 from fulmen.trainer.data import CombinedLoader
 from fulmen.trainer.loggers import Logger
-
-
-def _sample(index: int, size: int) -> tuple[Tensor, Tensor]:
-    """Augmented by all three global generators."""
-    noise = torch.rand(4) + random.random() + float(numpy.random.rand())
-    return torch.full((4,), index / size) + 0.1 * noise, torch.tensor([float(index % 3)])
-
-
-class Samples(Dataset[Any]):
-    """Read by index."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> Any:
-        return _sample(index, self.size)
-
-
-class Stream(IterableDataset[Any]):
-    """Read in one order, without a length; workers share it."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __iter__(self) -> Iterator[Any]:
-        worker = get_worker_info()
-        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        return (_sample(index, self.size) for index in range(first, self.size, step))
-
-
-class ShuffledStream(Stream):
-    """Another order in each epoch, from the global generator."""
-
-    def __iter__(self) -> Iterator[Any]:
-        return (_sample(int(index), self.size) for index in torch.randperm(self.size))
-
-
-class SizedStream(Stream):
-    """The same, with a length."""
-
-    def __len__(self) -> int:
-        return self.size
-
-
-class StatefulStream(Stream):
-    """Knows where it is; without a state it begins anew."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
-        self.next = self._first = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        self.next, self._first = self._first, 0
-        while self.next < self.size:
-            self.next += 1
-            yield _sample(self.next - 1, self.size)
-
-    def state_dict(self) -> dict[str, int]:
-        return {"next": self.next}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.next = self._first = state["next"]
-
-
-class ByEpoch(Sampler[int]):
-    """An order that depends on the epoch that it was told."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(torch.randperm(self.size, generator=torch.Generator().manual_seed(self.epoch)).tolist())
-
-    def __len__(self) -> int:
-        return self.size
-
-
-class OwnOrder(Sampler[int]):
-    """An order from a generator of its own."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.random = random.Random(7)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.random.sample(range(self.size), self.size))
-
-    def __len__(self) -> int:
-        return self.size
-
-
-class Bare(Dataset[Any]):
-    """Read by index, without random numbers: torchdata's loader does not keep those of its workers."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> Any:
-        return torch.full((4,), index / self.size), torch.tensor([float(index % 3)])
-
-
-class BareStream(Stream):
-    """The same, in one order."""
-
-    def __iter__(self) -> Iterator[Any]:
-        bare, worker = Bare(self.size), get_worker_info()
-        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        return (bare[index] for index in range(first, self.size, step))
-
-
-class OwnBatches:
-    """Batches of one to three in an order of its own, from a generator of its own; how many is not known before."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.random = random.Random(5)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        left = list(range(self.size))
-        self.random.shuffle(left)
-        while left:
-            count = self.random.randint(1, 3)
-            yield left[:count]
-            left = left[count:]
-
-
-class Batches:
-    """Batches without a DataLoader."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __iter__(self) -> Iterator[Any]:
-        return ((torch.rand(2, 4) + index, torch.zeros(2, 1)) for index in range(self.size))
-
-    def __len__(self) -> int:
-        return self.size
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(9)
-
-
-def _torchdata(data: Any, **arguments: Any) -> Any:
-    from torchdata.stateful_dataloader import StatefulDataLoader
-
-    return StatefulDataLoader(data, **arguments)
-
-
-MakeLoader = Callable[..., Any]
-SIZED: dict[str, MakeLoader] = {
-    "in order": lambda n, **how: DataLoader(Samples(n), **how),
-    "shuffle": lambda n, **how: DataLoader(Samples(n), shuffle=True, **how),
-    "generator": lambda n, **how: DataLoader(Samples(n), shuffle=True, generator=_generator(), **how),
-    "weighted": lambda n, **how: DataLoader(
-        Samples(n), sampler=WeightedRandomSampler([1.0 + index for index in range(n)], n), **how
-    ),
-    "weighted, generator": lambda n, **how: DataLoader(
-        Samples(n), sampler=WeightedRandomSampler([1.0] * n, n, generator=_generator()), **how
-    ),
-    "own sampler": lambda n, **how: DataLoader(Samples(n), sampler=OwnOrder(n), **how),
-    "told its epoch": lambda n, **how: DataLoader(Samples(n), sampler=ByEpoch(n), **how),
-    "sized stream": lambda n, **how: DataLoader(SizedStream(n), **how),
-    "no DataLoader": lambda n, **_: Batches(n),
-}
-UNSIZED: dict[str, MakeLoader] = {
-    "own batches": lambda n, batch_size=0, drop_last=False, **how: DataLoader(
-        Samples(n),
-        batch_sampler=OwnBatches(n),  # type: ignore[arg-type]
-        **how,
-    ),
-    "stream": lambda n, **how: DataLoader(Stream(n), **how),
-    "shuffled stream": lambda n, **how: DataLoader(ShuffledStream(n), **how),
-    "stateful stream": lambda n, **how: DataLoader(StatefulStream(n), **how),
-}
-TORCHDATA: dict[str, MakeLoader] = {
-    "torchdata, shuffle": lambda n, **how: _torchdata(Samples(n), shuffle=True, **how),
-    "torchdata, generator": lambda n, **how: _torchdata(Samples(n), shuffle=True, generator=_generator(), **how),
-    "torchdata, stream": lambda n, **how: _torchdata(Stream(n), **how),
-    "torchdata, stateful stream": lambda n, **how: _torchdata(StatefulStream(n), **how),
-    "torchdata, shuffle, bare": lambda n, **how: _torchdata(Bare(n), shuffle=True, **how),
-    "torchdata, stream, bare": lambda n, **how: _torchdata(BareStream(n), **how),
-}
-LOADERS = SIZED | UNSIZED | TORCHDATA
+from tests.support.resume_data import LOADERS
 
 
 @dataclass
@@ -241,7 +46,8 @@ class Scenario:
         together: How several training loaders are combined: "dict", "list", or a mode of `CombinedLoader`.
         reading: `batch_size`, `drop_last`, `num_workers` and such of the training loaders.
         validations: Numbers of samples of the validation loaders.
-        norm: Is there a batch norm? Each process has running means of its own, and those of the first are saved.
+        validating: Kind of the validation loaders, and `num_workers` and such.
+        norm: Is there a batch norm? Each process has running means of its own.
         manual: Is the optimization manual, with two optimizers?
         schedulers: (scheduler, interval, frequency) each.
         callbacks: Names in `CALLBACKS`.
@@ -252,6 +58,7 @@ class Scenario:
     together: str = "dict"
     reading: dict[str, Any] = field(default_factory=lambda: {"batch_size": 3})
     validations: list[int] = field(default_factory=lambda: [5])
+    validating: tuple[str, dict[str, Any]] = ("in order", {})
     norm: bool = True
     manual: bool = False
     schedulers: list[tuple[str, str, int]] = field(default_factory=list)
@@ -268,7 +75,8 @@ class Scenario:
         return named if self.together == "dict" else CombinedLoader(named, self.together)  # type: ignore[arg-type]
 
     def validation_loaders(self) -> list[Any]:
-        return [DataLoader(Samples(size), batch_size=2) for size in self.validations]
+        kind, reading = self.validating
+        return [LOADERS[kind](size, **({"batch_size": 2} | reading)) for size in self.validations]
 
 
 @dataclass
@@ -407,6 +215,7 @@ MOMENTS = (
 
 
 BY_STEPS = ("max_steps", "steps over", "after")
+AVERAGES = {"swa", "ema"}
 
 
 class Crash(Exception):
@@ -439,7 +248,7 @@ class Saver(Checkpoint):
         self.later = cut.later
         self.heard = 0
         self.mark: tuple[int, int] | None = None
-        self.stopped = False
+        self.stopped = self.is_over = False
         self._begun: tuple[int, int] | None = None
         for name in sorted({*MOMENTS}):
             setattr(self, name, partial(self._hear, name))
@@ -471,6 +280,7 @@ class Saver(Checkpoint):
             raise Crash
 
     def _save(self, trainer: Trainer) -> None:
+        self.is_over = self.cut.moment == "on_train_epoch_end" and self.cut.nth == trainer.max_epochs
         if self.cut.ending == "signal":
             os.kill(os.getpid(), signal.SIGTERM)
         else:
@@ -509,8 +319,9 @@ def fit(
             saver.mark = saver.place()
             saver.path = max(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
             return outcome, saver
-    if cut is not None and cut.ending == "after":
-        assert saver is not None
+    if saver is not None and saver.cut.ending in ("steps over", "after"):
+        saver.is_over = not trainer.fit_loop.epoch_loop.was_cut and trainer.current_epoch == trainer.max_epochs
+    if saver is not None and saver.cut.ending == "after":
         saver.mark = saver.mark if trainer.fit_loop.epoch_loop.was_cut else saver.place()
         trainer.save_checkpoint(saver.path)
     outcome.end = _end(trainer, module)

@@ -128,3 +128,23 @@ def test_a_value_that_is_no_file_is_its_own_text() -> None:
     assert read_config("[1, 2") is None
     assert not has_reference(["--x", "{a: s3://b}", "$HOME"])
     assert has_reference(["--x=a-${b}"])
+
+
+@pytest.mark.parametrize("text", ["a: " + "[" * 300_000, "a: " + "[" * 300 + "]" * 300])
+def test_a_file_that_is_nested_too_deeply_ends_no_process(text: str, tmp_path: Path) -> None:
+    (tmp_path / "deep.yaml").write_text(text)
+    with pytest.raises(RecursionError, match="deep"):
+        key_set_twice(["--config", str(tmp_path / "deep.yaml")])
+
+
+@pytest.mark.parametrize("storey", ["[*{0}, *{0}]", "{{b: *{0}, c: *{0}}}"])
+def test_anchors_without_end_are_refused_and_not_walked_through(storey: str, tmp_path: Path) -> None:
+    lines = ["a0: &a0 [1]", *(f"a{n}: &a{n} {storey.format(f'a{n - 1}')}" for n in range(1, 60))]
+    for num_storeys, refused in ((8, False), (60, True)):
+        (tmp_path / "c.yaml").write_text("\n".join(lines[:num_storeys]))
+        arguments = ["--config", str(tmp_path / "c.yaml")]
+        if refused:
+            with pytest.raises(RecursionError, match=r"c\.yaml"):
+                key_set_twice(arguments)
+        else:
+            assert key_set_twice(arguments) is None

@@ -5,11 +5,24 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from fulmen.cli.command import main
 from fulmen.cli.plan_command import trainer_arguments
+from fulmen.trainer import Trainer
+from fulmen.trainer.demos import BoringModel
 
 MODEL = "--model=fulmen.trainer.demos.BoringModel"
+
+
+class Sized(BoringModel):
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.layer = torch.nn.Linear(width, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.new_zeros(len(x), self.layer.in_features))
 
 
 @pytest.fixture
@@ -40,6 +53,35 @@ def test_the_help_lists_it(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert ended.value.code == 0
     assert "What would a fit take" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--curves", "--weights_only=true"])
+def test_what_would_change_nothing_is_refused_and_not_offered(
+    option: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", MODEL, option])
+    assert ended.value.code == 1
+    assert f"lightning-cli plan {option} would change nothing" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    assert option.partition("=")[0] + " " not in capsys.readouterr().out
+
+
+def test_in_a_configuration_it_may_stay_and_a_checkpoint_says_how_the_model_is_made(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wide = Sized(width=48)
+    off = dict.fromkeys(("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary"), False)
+    Trainer(accelerator="cpu", max_steps=0, **off).fit(wide)  # type: ignore[arg-type]
+    wide.trainer.save_checkpoint(tmp_path / "wide.ckpt")
+    config = tmp_path / "fit.yaml"
+    config.write_text("ckpt_path: wide.ckpt\nweights_only: true\n")
+    capsys.readouterr()
+    main(["plan", f"--config={config}", f"--model={__name__}.Sized", "--json=true"])
+    assert json.loads(capsys.readouterr().out)["num_parameters"] == wide.layer.weight.numel() + 2
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,8 @@ def test_a_script_runs_in_two_processes_and_its_error_is_the_last_word(tmp_path)
     """
     (tmp_path / "train.py").write_text(textwrap.dedent(script))
     done = run("run", "train.py", "--devices", "2", "--precision=bf16-mixed", "--lr", "1", cwd=tmp_path)
-    assert done.stdout == "[0, 1] bf16-mixed ['--lr', '1']\n"
+    said = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]  # as torch 2.9 does
+    assert said == ["[0, 1] bf16-mixed ['--lr', '1']"]
     assert done.returncode == 1
     assert done.stderr.endswith("ValueError: the second one fails\n")
     assert done.stderr.count("Traceback") == 1

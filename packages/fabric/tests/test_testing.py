@@ -13,6 +13,7 @@ from fulmen.fabric.strategies.ddp import DDPStrategy
 from fulmen.fabric.strategies.dp import DataParallelStrategy
 from fulmen.fabric.strategies.fsdp import FSDPStrategy
 from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy
+from fulmen.fabric.strategies.pipeline import Pipeline
 from fulmen.fabric.strategies.single_device import SingleDeviceStrategy
 from fulmen.fabric.testing import assert_parity, meshes
 
@@ -128,7 +129,9 @@ def test_a_module_and_a_strategy_may_be_objects_and_stay_as_they_are() -> None:
     net, strategy = Net(), DDPStrategy()
     before = [parameter.clone() for parameter in net.parameters()]
     drawn = torch.random.get_rng_state()
-    assert_parity(net, iter(batches()), loss, strategy=strategy)
+    found = assert_parity(net, iter(batches()), loss, strategy=strategy)
+    assert list(found) == ["DDPStrategy"]
+    assert found["DDPStrategy"] < 1e-10
     assert all(map(torch.equal, net.parameters(), before))
     assert torch.equal(torch.random.get_rng_state(), drawn)
     assert torch.get_default_dtype() == torch.float32
@@ -212,6 +215,18 @@ def test_a_plan_trains_as_one_process_does_on_every_mesh(
     how = {"max_norm": 0.1, "each_step": False, **how}
     batches = tokens(10 * how.get("accumulate", 1))
     assert_parity(Attention, batches, next_token, strategy=some, devices=num_processes, **how)
+
+
+@pytest.mark.timeout(600)
+def test_stages_train_as_one_process_does_on_every_mesh() -> None:
+    pipeline = Pipeline(["head"], micro_batches=2)
+    some = {f"units, {name}": one for name, one in meshes(4, {"[ud]*": "shard"}, pipeline=pipeline).items()}
+    some |= {f"tensors, {name}": one for name, one in meshes(4, TENSORS, pipeline=pipeline).items()}
+    assert len(some) == 2 + 3
+    differences = assert_parity(
+        Attention, tokens(20), next_token, strategy=some, devices=4, accumulate=2, max_norm=0.1, each_step=False
+    )
+    assert max(differences.values()) < 1e-10
 
 
 def test_of_several_strategies_the_wrong_ones_are_named() -> None:

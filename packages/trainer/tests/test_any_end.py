@@ -1,7 +1,11 @@
 """However a run ends, everybody has a turn, the first error is the one that is seen, and all is as it was before."""
 
+import multiprocessing
 import os
 import signal
+import sys
+import threading
+import warnings
 from typing import Any
 
 import pytest
@@ -15,18 +19,29 @@ from fulmen.trainer.core.datamodule import LightningDataModule
 from fulmen.trainer.demos import BoringDataModule, BoringModel
 from fulmen.trainer.hooks.table import HOOKS, Listener
 from fulmen.trainer.loggers.base import DummyLogger
+from fulmen.trainer.profilers.base import Profiler
 from fulmen.trainer.signature import is_overridden
+from fulmen.trainer.strategies.single_device import SingleDeviceStrategy
 from fulmen.trainer.trainer import Trainer
 
-# Every hook of callbacks that a fit with validation reaches, and each of the module's own steps.
-NOT_REACHED = ("test", "predict", "exception", "load_checkpoint", "save", "checkpoint_saved")
-CALLBACK_HOOKS = [
+# Every hook of callbacks that an entry point reaches, and each of the module's own steps.
+NOT_REACHED = ("exception", "load_checkpoint", "save", "checkpoint_saved")
+ALL_HOOKS = [
     name
     for name, hook in HOOKS.items()
     if Listener.CALLBACKS in hook.listeners and not any(word in name for word in NOT_REACHED)
 ]
+CALLBACK_HOOKS = [name for name in ALL_HOOKS if not any(word in name for word in ("test", "predict"))]
 STEPS = ["training_step", "validation_step", "configure_optimizers", "backward", "train_dataloader"]
-PLACES = [*CALLBACK_HOOKS, *STEPS]
+MODES = ["on_validation_model_eval", "on_validation_model_train"]
+PLACES = [*CALLBACK_HOOKS, *STEPS, *MODES]
+EVALUATION = {"validate": "validation", "test": "test", "predict": "predict"}
+CALLS = [("fit", place) for place in PLACES] + [
+    (entry, place)
+    for entry, word in EVALUATION.items()
+    for place in (*ALL_HOOKS, *MODES, f"{word}_step", f"on_{word}_model_eval", "setup", "teardown")
+    if word in place or place in ("setup", "teardown")
+]
 
 
 class OwnError(Exception):
@@ -48,7 +63,7 @@ class Ends(Callback):
         return "Ends"
 
     def __getattribute__(self, name: str) -> Any:
-        if not name.startswith("_") and name in CALLBACK_HOOKS and name == self.__dict__.get("place"):
+        if not name.startswith("_") and name in ALL_HOOKS and name == self.__dict__.get("place"):
             return lambda *_, **__: self._once()
         return super().__getattribute__(name)
 
@@ -122,11 +137,78 @@ class Net(BoringModel):
         self._at("configure_optimizers")
         return super().configure_optimizers()
 
+    def test_step(self, batch: Tensor, batch_idx: int) -> Any:
+        self._at("test_step")
+        return super().test_step(batch, batch_idx)
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> Any:
+        self._at("predict_step")
+        return self(batch)
+
+    def on_validation_model_eval(self) -> None:
+        super().on_validation_model_eval()
+        self._at("on_validation_model_eval")
+
+    def on_validation_model_train(self) -> None:
+        self.train()
+        self._at("on_validation_model_train")
+        self.frozen.eval()
+
+    def on_test_model_eval(self) -> None:
+        super().on_test_model_eval()
+        self._at("on_test_model_eval")
+
+    def on_predict_model_eval(self) -> None:
+        super().on_predict_model_eval()
+        self._at("on_predict_model_eval")
+
+
+class Device(SingleDeviceStrategy):
+    """Fails where it hears of the end, if it is told to."""
+
+    def __init__(self, fails: bool) -> None:
+        super().__init__(device="cpu")
+        self.fails = fails
+        self.turns: list[str] = []
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.turns.append("teardown")
+        if self.fails and len(self.turns) > 1:
+            raise Later("teardown of the strategy")
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.turns.append("on_exception")
+        if self.fails:
+            raise Later("on_exception of the strategy")
+
+
+class Stopwatch(Profiler):
+    """Fails where it hears of the end, if it is told to."""
+
+    def __init__(self, fails: bool) -> None:
+        super().__init__()
+        self.fails = fails
+        self.turns: list[str] = []
+        self.running: list[str] = []
+
+    def start(self, action_name: str) -> None:
+        self.running.append(action_name)
+
+    def stop(self, action_name: str) -> None:
+        assert self.running.pop() == action_name
+
+    def teardown(self, stage: str | None) -> None:
+        self.turns.append("teardown")
+        if self.fails:
+            raise Later("teardown of the profiler")
+
 
 class Data(BoringDataModule):
-    def __init__(self, place: str, act: Any) -> None:
+    def __init__(self, place: str, act: Any, fails: bool = False) -> None:
         super().__init__()
         self.place, self.act = place, act
+        self.fails = fails
         self.turns: list[str] = []
 
     def train_dataloader(self) -> Any:
@@ -136,6 +218,8 @@ class Data(BoringDataModule):
 
     def on_exception(self, exception: BaseException) -> None:
         self.turns.append("on_exception")
+        if self.fails:
+            raise Later("on_exception of the data")
 
     def teardown(self, stage: str) -> None:
         self.turns.append("teardown")
@@ -157,6 +241,18 @@ def surroundings(net: nn.Module) -> dict[str, Any]:
         "dtype": torch.get_default_dtype(),
         "benchmark": torch.backends.cudnn.benchmark,
         "folder": os.getcwd(),
+        "matmul": torch.get_float32_matmul_precision(),
+        "cudnn": (torch.backends.cudnn.deterministic, torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32),
+        "device": torch.get_default_device(),
+        "threads": torch.get_num_threads(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "environment": {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
+        "excepthooks": (sys.excepthook, threading.excepthook, sys.unraisablehook),
+        "streams": (sys.stdout, sys.stderr),
+        "path": list(sys.path),
+        "filters": list(warnings.filters),
+        "start method": multiprocessing.get_start_method(allow_none=True),
+        "running": sorted(thread.name for thread in threading.enumerate()),
     }
 
 
@@ -167,46 +263,74 @@ def raising(error: BaseException) -> Any:
     return act
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.fixture(scope="module")
+def torch_has_its_compiler() -> None:
+    """Its first use imports it, which changes filters of warnings."""
+    torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
+
+
+@pytest.mark.usefixtures("torch_has_its_compiler")
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    place=st.sampled_from(PLACES),
-    kind=st.sampled_from([OwnError, SystemExit, GeneratorExit]),
-    precision=st.sampled_from(["32-true", "64-true", "bf16-true"]),
-    fails=st.tuples(*[st.booleans()] * 4),
+    call=st.sampled_from(CALLS),
+    kind=st.sampled_from([OwnError, SystemExit, GeneratorExit, KeyboardInterrupt]),
+    precision=st.sampled_from(["32-true", "64-true", "bf16-true", "bf16-mixed"]),
+    fails=st.tuples(*[st.booleans()] * 7),
 )
-@example(place="validation_step", kind=OwnError, precision="64-true", fails=(True,) * 4)
-@example(place="teardown", kind=OwnError, precision="32-true", fails=(True,) * 4)
-@example(place="teardown", kind=SystemExit, precision="32-true", fails=(False,) * 4)
+@example(call=("fit", "validation_step"), kind=OwnError, precision="64-true", fails=(True,) * 7)
+@example(call=("fit", "teardown"), kind=OwnError, precision="32-true", fails=(True,) * 7)
+@example(call=("fit", "teardown"), kind=SystemExit, precision="32-true", fails=(False,) * 7)
+@example(call=("fit", "on_validation_model_eval"), kind=OwnError, precision="32-true", fails=(False,) * 7)
+@example(call=("fit", "on_validation_model_train"), kind=OwnError, precision="32-true", fails=(False,) * 7)
+@example(call=("predict", "predict_step"), kind=KeyboardInterrupt, precision="32-true", fails=(True,) * 7)
 def test_everybody_has_a_turn_and_the_first_error_is_seen(
-    place: str, kind: type[BaseException], precision: str, fails: tuple[bool, ...], quick: Any
+    call: tuple[str, str], kind: type[BaseException], precision: str, fails: tuple[bool, ...], quick: Any
 ) -> None:
+    entry, place = call
     error = kind("first")
-    net, data = Net(place, raising(error)), Data(place, raising(error))
+    error.add_note("said by the user")
+    net, data = Net(place, raising(error)), Data(place, raising(error), fails[4])
     before = surroundings(net)
     first, last = Turns(fails[0]), Turns(fails[1])
     loggers = [Finalized(fails[2]), Finalized(fails[3])]
     callbacks = [first, Ends(place, raising(error)), last]
+    strategy, profiler = Device(fails[5]), Stopwatch(fails[6])
     trainer = quick(
+        accelerator="auto",
+        strategy=strategy,
         callbacks=callbacks,
         logger=loggers,
         limit_train_batches=2,
         limit_val_batches=1,
+        limit_test_batches=1,
+        limit_predict_batches=1,
         num_sanity_val_steps=1,
         precision=precision,
         deterministic=True,
+        benchmark=True,
         detect_anomaly=True,
+        profiler=profiler,
     )
-    with pytest.raises((kind, Later)) as caught:
-        trainer.fit(net, datamodule=data)
+    with pytest.raises((kind, Later, SystemExit)) as caught:
+        getattr(trainer, entry)(net, datamodule=data)
     if place == "teardown" and fails[0]:
         assert isinstance(caught.value, Later), "that one came first"
+    elif kind is KeyboardInterrupt:
+        assert isinstance(caught.value, SystemExit)
+        assert caught.value.code == 130
     else:
         assert caught.value is error
-    for owner in (first, last, data):
-        assert owner.turns.count("teardown") == 1
-        assert owner.turns.count("on_exception") == 1
+        assert error.__notes__ == ["said by the user"]
+    if not (place == "teardown" and kind is KeyboardInterrupt):  # there it is taken for the second Ctrl-C
+        for owner in (first, last, data):
+            assert owner.turns.count("teardown") == 1
+            assert owner.turns.count("on_exception") == 1
     for logger in loggers:
         assert logger.turns == ["failed"]
+    assert strategy.turns.count("on_exception") == 1
+    assert "teardown" in strategy.turns
+    assert profiler.turns[-1] == "teardown"
+    assert not profiler.running
     assert trainer.interrupted
     assert trainer.state.stage is None
     assert surroundings(net) == before
@@ -223,7 +347,7 @@ def test_a_run_can_follow_on_one_that_failed_anywhere(place: str, quick: Any) ->
         return
     with pytest.raises(OwnError):
         trainer.fit(net, datamodule=data)
-    data.place = ""
+    net.place = data.place = ""
     trainer.fit(net, datamodule=data)
     assert trainer.state.finished
 

@@ -80,6 +80,15 @@ def test_strategies_of_the_trainer_are_planned_and_stay_new():
     assert not isinstance(fsdp.fabric_strategy, FabricModelParallel)
 
 
+def test_clipping_by_norm_is_planned():
+    def operations(**flags):
+        forecast = trainer(devices=2, strategy="fsdp", **flags).plan(Net(), loader())
+        return {one.operation for one in forecast.traffic}
+
+    assert operations(gradient_clip_val=1.0) == {"all_gather", "reduce_scatter", "all_reduce"}
+    assert operations(gradient_clip_val=1.0, gradient_clip_algorithm="value") == {"all_gather", "reduce_scatter"}
+
+
 def test_a_plan_changes_nothing_and_a_fit_can_follow(tmp_path):
     net, run = BoringModel(), trainer(max_steps=2, default_root_dir=tmp_path, limit_val_batches=0)
     before = {name: value.clone() for name, value in net.state_dict().items()}

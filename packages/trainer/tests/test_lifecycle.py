@@ -2,12 +2,15 @@ import os
 import signal
 import sys
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from fulmen.trainer.core.callback import Callback
+from fulmen.trainer.core.datamodule import LightningDataModule
 from fulmen.trainer.demos import BoringModel
-from fulmen.trainer.errors import ConfigurationError, InterruptedBySignal, StopRun
+from fulmen.trainer.errors import ConfigurationError, InterruptedBySignal, MisconfigurationException, StopRun
 from fulmen.trainer.loggers.base import DummyLogger
 from fulmen.trainer.stages import Status
 
@@ -192,3 +195,40 @@ def test_hyperparameters_go_to_the_loggers_unless_that_is_switched_off(quick):
             limit_val_batches=0,
         ).fit(Net())
         assert found == expected
+
+
+class Wide(BoringModel):
+    def __init__(self, width=3, **more):
+        super().__init__()
+        self.save_hyperparameters()
+
+
+class Data(LightningDataModule):
+    def __init__(self, log=True, **hparams):
+        super().__init__()
+        self.save_hyperparameters(hparams, logger=log)
+
+    def train_dataloader(self):
+        return DataLoader(torch.ones(2, 32))
+
+
+@pytest.mark.parametrize("value", [3, torch.ones(2), np.ones(2), float("nan"), None])
+def test_module_and_data_may_have_the_same_hyperparameters(value, quick):
+    found = []
+
+    class Params(DummyLogger):
+        def log_hyperparams(self, params, *args, **kwargs):
+            found.append(dict(params))
+
+    quick(logger=Params(), limit_val_batches=0).fit(Wide(same=value), Data(same=value, batch=2, _class_path="here"))
+    assert set(found[0]) == {"width", "same", "batch"}
+
+
+@pytest.mark.parametrize("ours", [2, "x", torch.zeros(2), np.zeros(2), None])
+def test_hyperparameters_of_module_and_data_that_contradict_each_other_are_refused(ours, quick):
+    data = Data(width=ours, batch=2)
+    with pytest.raises(MisconfigurationException, match=r"Wide and Data both have the hyperparameters 'width', with"):
+        quick(logger=DummyLogger(), limit_val_batches=0).fit(Wide(width=torch.ones(2)), data)
+    quick(logger=False, limit_val_batches=0).fit(Wide(), data)
+    quick(logger=DummyLogger(), limit_val_batches=0, enable_autolog_hparams=False).fit(Wide(), data)
+    quick(logger=DummyLogger(), limit_val_batches=0).fit(Wide(), Data(log=False, width=ours))

@@ -54,7 +54,7 @@ def test_rows_that_wait_beside_the_table_are_drawn_too(tmp_path: Path) -> None:
     path = write(tmp_path / "metrics.csv", [{"step": 0, "epoch": 0, "val_loss": 3.0}])
     waiting = tmp_path / "metrics.waiting.jsonl"
     waiting.write_text('{"val_acc": 0.5, "val_loss": 2.0, "epoch": 1, "step": 9}\n{"step": ')
-    curves, epochs = read_curves(path)
+    curves, epochs = read_curves(str(path))
     assert {curve.quantity: (curve.steps, curve.values) for curve in curves} == {
         "loss": ([0, 9], [3.0, 2.0]),
         "acc": ([9], [0.5]),
@@ -63,7 +63,7 @@ def test_rows_that_wait_beside_the_table_are_drawn_too(tmp_path: Path) -> None:
 
 
 def test_columns_become_curves(tmp_path: Path) -> None:
-    curves, epochs = read_curves(a_run(tmp_path) / "metrics.csv")
+    curves, epochs = read_curves(str(a_run(tmp_path) / "metrics.csv"))
     found = {(curve.quantity, curve.stage, curve.grain) for curve in curves}
     assert found == {
         ("loss", "train", "step"),
@@ -74,12 +74,106 @@ def test_columns_become_curves(tmp_path: Path) -> None:
     }
     assert epochs == {0: 3, 1: 7, 2: 11}
     validation = next(curve for curve in curves if curve.stage == "val" and curve.quantity == "loss")
-    assert validation == Curve("loss", "val", "", [3, 7, 11], [2.0, 1.0, 2.0 / 3])
+    assert validation == Curve("loss", "val", "", "", [3, 7, 11], [2.0, 1.0, 2.0 / 3])
+
+
+def test_several_loaders_are_one_quantity(tmp_path: Path) -> None:
+    row = {"step": 3, "val_loss/dataloader_idx_0": 1.0, "val_loss_epoch/dataloader_idx_12": 2.0}
+    curves, _ = read_curves(str(write(tmp_path / "metrics.csv", [row])))
+    assert curves == [Curve("loss", "val", "", "0", [3], [1.0]), Curve("loss", "val", "epoch", "12", [3], [2.0])]
+
+
+def test_of_a_run_that_went_on_from_before_the_later_rows_count(tmp_path: Path) -> None:
+    rows = [{"step": step, "loss_step": step, "epoch": step // 2} for step in range(5)]
+    rows += [{"step": step, "loss_step": -step, "epoch": step // 2} for step in range(2, 6)]
+    ends = [{"step": 3, "loss_epoch": number, "epoch": 1} for number in range(2)]
+    curves, _ = read_curves(str(write(tmp_path / "metrics.csv", [*rows, *ends])))
+    assert {curve.grain: (curve.steps, curve.values) for curve in curves} == {
+        "step": ([0, 1, 2, 3, 4, 5], [0, 1, -2, -3, -4, -5]),
+        "epoch": ([3], [1]),
+    }
+
+
+class Drawn:
+    """What a picture shows, of which only the pixels are kept."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, object]], folder: Path) -> None:
+        from matplotlib.figure import Figure
+
+        figures = []
+        monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+        write(folder / "metrics.csv", rows)
+        plot_metrics(folder)
+        [self.figure] = figures
+        self.panels = self.figure.axes
+        self.titles = [ax.get_title(loc="left") for ax in self.panels]
+
+    def names(self, panel: int) -> list[str]:
+        legend = self.panels[panel].get_legend()
+        return [] if legend is None else [text.get_text() for text in legend.get_texts()]
+
+
+@needs_matplotlib
+def test_momentum_is_no_learning_rate_and_groups_can_be_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = {f"lr-SGD/group_{number}": 0.1 / (number + 1) for number in range(9)}
+    row = {"step": 0, "train_loss": 1.0, "lr-SGD/group_0-momentum": 0.9, "lr-SGD/group_0-weight_decay": 0.1, **groups}
+    drawn = Drawn(monkeypatch, [row, {**row, "step": 5}], tmp_path)
+    assert drawn.titles == ["loss", "lr-SGD/group_0-momentum", "lr-SGD/group_0-weight_decay", "learning rate"]
+    assert drawn.names(-1) == list(groups)
+    assert len({(line.get_color(), line.get_linestyle()) for line in drawn.panels[-1].lines}) == len(groups)
+
+
+@needs_matplotlib
+def test_many_quantities_share_the_width_and_too_many_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"step": 0, "lr": 0.1, **{f"layer_{number}": 1.0 for number in range(31)}}
+    drawn = Drawn(monkeypatch, [row], tmp_path)
+    assert drawn.titles == [*(f"layer_{number}" for number in range(30)), "learning rate"]
+    assert "30 of 31 quantities" in drawn.figure.get_suptitle()
+    assert drawn.figure.get_figwidth() == 15
+    assert [ax.get_xlabel() for ax in drawn.panels if ax.get_xlabel()] == ["step"]
+
+
+@needs_matplotlib
+def test_in_a_single_epoch_the_steps_are_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[dict[str, object]] = [{"step": step, "epoch": 0, "train_loss_step": 9.0 - step} for step in range(9)]
+    rows.append({"step": 8, "epoch": 0, "train_loss_epoch": 5.0, "val_loss": 4.0})
+    drawn = Drawn(monkeypatch, rows, tmp_path)
+    assert drawn.names(0) == ["training", "validation"]
+    assert [line.get_alpha() for line in drawn.panels[0].lines] == [1.0, 1.0, 1.0]
+    low, high = drawn.panels[0].get_ylim()
+    assert low < 1 < 9 < high
+
+
+@needs_matplotlib
+def test_a_long_name_stays_within_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = Drawn(monkeypatch, [{"step": 0, "a" * 200: 1.0}], tmp_path)
+    assert drawn.titles[0].replace("\n", "") == "a" * 200
+    assert max(map(len, drawn.titles[0].split("\n"))) <= 90
+
+
+@needs_matplotlib
+def test_a_run_on_an_object_store_is_drawn_there() -> None:
+    import fsspec
+
+    from fulmen.trainer.loggers import CSVLogger
+
+    logger = CSVLogger("memory://plots", version=0)
+    for step in range(3):
+        logger.log_metrics({"train_loss": 1.0 / (step + 1)}, step)
+        logger.save()
+    path = plot_metrics(logger.log_dir)
+    assert path == "memory://plots/lightning_logs/version_0/curves.png"
+    with fsspec.open(path, "rb") as file:
+        assert file.read(4) == b"\x89PNG"
 
 
 def test_cells_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
     path = write(tmp_path / "metrics.csv", [{"step": 0, "epoch": 0, "loss": "x", "acc": ""}, {"step": "", "loss": 1}])
-    assert read_curves(path)[0] == []
+    assert read_curves(str(path))[0] == []
 
 
 @needs_matplotlib

@@ -9,14 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulmen.fabric.checkpoint_io.consolidate import consolidate
+from fulmen.fabric.checkpoint_io.deepspeed_files import Opaque, read_file, write_file
 from fulmen.fabric.checkpoint_io.deepspeed_folder import (
     RENAMED,
     DeepSpeedFolder,
-    Opaque,
     convert_zero_checkpoint_to_fp32_state_dict,
     ds_checkpoint_dir,
-    read_file,
-    write_file,
 )
 from fulmen.fabric.checkpoint_io.sharded_names import is_deepspeed
 from fulmen.fabric.checkpoint_io.verify import checkpoint_damage, newest_checkpoint

@@ -335,24 +335,6 @@ def test_saving_and_loading_take_no_second_copy_of_the_tensors(tmp_path: Path) -
 # ---- S3, from a server of this process
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """The address of a bucket, on a server that is reached over loopback."""
-    server_module = pytest.importorskip("moto.server")
-    s3fs = pytest.importorskip("s3fs")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        host, port = server.get_host_and_port()
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "test")
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("checkpoints")
-        yield "s3://checkpoints"
-    server.stop()
-
-
 def test_s3_a_checkpoint_is_saved_verified_and_removed(io: TorchCheckpointIO, bucket: str) -> None:
     from fulmen.fabric.filesystem import get_filesystem
 

@@ -63,6 +63,17 @@ def test_an_order_that_is_known_is_dealt_as_one_that_comes_bit_by_bit(
         assert known == drawn
 
 
+@given(sizes, worlds, st.booleans(), st.booleans(), st.integers(0, 70))
+def test_what_is_left_out_is_the_beginning_of_the_share(
+    size: int, world_size: int, drop_last: bool, repeats: bool, skip: int
+) -> None:
+    for rank in range(world_size):
+        share = list(deal(range(size), rank, world_size, drop_last=drop_last, repeats=repeats))
+        for units in (range(size), iter(range(size))):
+            rest = deal(units, rank, world_size, drop_last=drop_last, repeats=repeats, skip=skip)
+            assert list(rest) == share[skip:]
+
+
 def test_an_endless_order_is_read_one_round_ahead_at_most() -> None:
     endless = count()
     assert list(islice(deal(endless, 1, 3, drop_last=False), 2)) == [1, 4]

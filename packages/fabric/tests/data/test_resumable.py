@@ -609,3 +609,20 @@ def test_torchdata_goes_on_in_its_epoch_and_begins_the_next_one_whole(kind: str,
     rest = [] if num_read == 4 else read(second)  # after a fourth it was read to its end
     assert done + rest == whole[0]
     assert read(second) == whole[1]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 7])
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_an_order_that_is_known_is_entered_at_once_however_long_it_is(world_size: int, batch_size: int | None) -> None:
+    """One index after the other would take weeks."""
+    size, skip = 7 * 3 * 10**14, 9 * 10**13
+    view = ResumableLoader(DataLoader(Samples(size), batch_size), rank=world_size - 1, world_size=world_size)
+    view.skip_to(skip)
+    batches = iter(view)
+    units = batch_size or 1
+    first = [(skip * units + place) * world_size + world_size - 1 for place in range(2 * units)]
+    assert torch.stack([next(batches), next(batches)]).flatten().tolist() == first
+    place = view.state_dict()
+    other = ResumableLoader(DataLoader(Samples(size), batch_size), rank=world_size - 1, world_size=world_size)
+    other.load_state_dict(place)
+    assert next(iter(other)).flatten().tolist()[0] == first[-1] + world_size

@@ -21,7 +21,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from fulmen.fabric.data.samplers import DistributedSamplerWrapper, ShardedSampler, seed_generators
+from fulmen.fabric.data.samplers import DistributedSamplerWrapper, ShardedSampler
+from fulmen.fabric.data.worker_seeds import seed_generators
 
 
 class Shuffled:

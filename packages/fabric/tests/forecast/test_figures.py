@@ -16,7 +16,10 @@ def test_a_size_has_three_digits_and_is_right(num_bytes):
     assert float(number) * 1024**power == pytest.approx(num_bytes, rel=0.006)
 
 
-@given(st.sampled_from(["all_gather", "reduce_scatter", "all_reduce"]), st.integers(0, 10**12), st.integers(2, 4096))
+operations = st.sampled_from(["all_gather", "reduce_scatter", "all_reduce", "send"])
+
+
+@given(operations, st.integers(0, 10**12), st.integers(2, 4096))
 def test_nobody_sends_more_than_twice_the_tensor(operation, size, num_processes):
     sent = ring_bytes(operation, size, num_processes)
     assert 0 <= sent <= (2 if operation == "all_reduce" else 1) * size

@@ -6,6 +6,7 @@ from fulmen.fabric.launchers.failures import (
     Failure,
     Weight,
     describe,
+    ended_unheard,
     failure_from_error,
     failure_from_exit,
     first_failure,
@@ -52,6 +53,10 @@ def test_a_process_that_the_kernel_killed_is_a_cause_and_one_that_was_asked_is_n
     assert not is_request(1)
 
 
+def test_who_was_killed_by_a_request_has_not_heard_it():
+    assert [code for code in range(-64, 256) if ended_unheard(code)] == [-15, -1]
+
+
 @pytest.mark.parametrize(
     ("error", "weight", "exit_code"),
     [
@@ -71,6 +76,7 @@ def test_who_leaves_by_itself_is_weighed_by_its_exit_code(error, weight, exit_co
     [
         (failure_from_exit(1, -9, 0.0), "was killed by SIGKILL"),
         (failure_from_exit(1, -99, 0.0), "was killed by signal 99"),
+        (failure_from_exit(1, -15, 0.0), "was killed by SIGTERM. Somebody asked it to end"),
         (failure_from_exit(1, 7, 0.0), "ended with exit code 7"),
     ],
 )

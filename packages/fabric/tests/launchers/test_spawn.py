@@ -1,10 +1,12 @@
 import dataclasses
+import errno
 import importlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -108,6 +110,24 @@ def test_a_killed_process_is_named():
 def test_a_result_that_does_not_pickle_is_refused():
     with pytest.raises(ArgumentTypeError, match="cannot be sent back"):
         _forks(1).launch(lambda: lambda: None)
+
+
+def test_a_result_goes_another_way_where_the_folder_for_temporary_files_is_full(tmp_path, monkeypatch):
+    write = spawn._write_aside
+
+    def full(folder, content):
+        if folder in refused:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(folder, content)
+
+    monkeypatch.setattr(spawn, "_write_aside", full)
+    monkeypatch.chdir(tmp_path)
+    refused = {tempfile.gettempdir()}
+    assert _forks().launch(_rank) == 0
+    assert os.listdir(tmp_path) == []
+    refused |= {"/dev/shm", str(tmp_path)}
+    with pytest.raises(ProcessFailedError, match=r"rank 0, \d+ bytes, .*No space left on device.*set TMPDIR"):
+        spawn._save_result({"weights": torch.ones(3)})
 
 
 def test_a_function_that_a_new_python_cannot_import_is_refused_before_anything_starts():
@@ -272,6 +292,21 @@ def test_processes_that_are_asked_to_end_may_take_their_time(tmp_path):
     asking.join()
     assert caught.value.code == 143
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "saved-0", "saved-1"]
+
+
+def test_a_process_that_is_ended_before_it_listens_costs_the_others_no_time_to_save(monkeypatch):
+    monkeypatch.setattr(spawn, "GRACE_S", 90.0)
+    began_s = time.monotonic()
+    with pytest.raises(ProcessFailedError, match=r"Rank 1 of 2 .* was killed by SIGTERM"):
+        _forks().launch(_rank_one_is_ended)
+    assert time.monotonic() - began_s < 80
+
+
+def _rank_one_is_ended():
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(100)
 
 
 def test_a_signal_that_comes_before_the_processes_are_there_reaches_them_too(monkeypatch):

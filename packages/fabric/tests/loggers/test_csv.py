@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import multiprocessing
 import os
 import pickle
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulmen.fabric.errors import ConfigurationError
-from fulmen.fabric.loggers.csv import CSVLogger, MetricsFile
+from fulmen.fabric.loggers.csv import CSVLogger, MetricsFile, read_metrics
 from fulmen.fabric.loggers.waiting_rows import WorkRation, read_waiting_rows
 from fulmen.fabric.rank_zero import rank_zero_only
 
@@ -127,10 +128,7 @@ class Watched(MetricsFile):
 
 def everything(file: MetricsFile) -> list[str]:
     """The steps in the file and beside it, in order."""
-    path = Path(file.metrics_file_path)
-    header, *rows = table(path)
-    waiting = read_waiting_rows(str(path.with_name(file.NAME_WAITING_FILE)), header)
-    return [row[header.index("step")] for row in rows] + [str(row["step"]) for row in waiting]
+    return [str(row["step"]) for row in read_metrics(file.metrics_file_path)]
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.floats(0, 40)), min_size=1, max_size=40))
@@ -179,10 +177,8 @@ def test_kill_9_loses_no_row_that_was_flushed(tmp_path: Path) -> None:
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    header, *rows = table(tmp_path / "metrics.csv")
-    waiting = read_waiting_rows(str(tmp_path / "metrics.waiting.jsonl"), header)
-    assert waiting
-    assert [int(row[header.index("step")]) for row in rows] + [row["step"] for row in waiting] == list(range(50))
+    assert read_waiting_rows(str(tmp_path / "metrics.waiting.jsonl"))
+    assert [int(row["step"]) for row in read_metrics(str(tmp_path / "metrics.csv"))] == list(range(50))
     with pytest.warns(UserWarning, match="removed"):  # a run of the same version begins
         MetricsFile(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
@@ -301,6 +297,40 @@ def test_an_object_store_is_written_to(tmp_path: Path) -> None:
         b"2,2",
     ]
     assert CSVLogger("memory://test_csv").version == 1
+
+
+def test_on_an_object_store_a_killed_run_keeps_every_row(bucket: str) -> None:
+    file = Watched(f"{bucket}/killed", work_s=100.0)
+    for step in range(6):
+        file.log_metrics({"loss": step / 2, **({"val": 1} if step == 4 else {})}, step)
+        file.save()
+    # It has got no further. Most rows need no new column; an object store cannot append.
+    rows = list(read_metrics(file.metrics_file_path))
+    assert [(str(row["step"]), float(row["loss"]), row.get("val")) for row in rows] == [
+        (str(step), step / 2, 1 if step == 4 else None) for step in range(6)
+    ]
+    file.close()
+    rows = list(read_metrics(file.metrics_file_path))
+    assert [(row["step"], row["loss"], row["val"]) for row in rows] == [
+        (str(step), str(step / 2), "1" if step == 4 else "") for step in range(6)
+    ]
+
+
+def test_rows_that_were_taken_in_right_before_a_kill_are_read_once(tmp_path: Path) -> None:
+    """The table is written anew before the file beside it goes."""
+    file = Watched(str(tmp_path), work_s=100.0)
+    for step in range(4):
+        new = {1: {"c": "text"}, 2: {"d": True}}.get(step, {})
+        file.log_metrics({"a": step / 3, "b": None if step else math.inf, **new}, step)
+        file.save()
+    beside = tmp_path / "metrics.waiting.jsonl"
+    content = beside.read_text()
+    assert content.count("\n") == 2
+    file.close()
+    beside.write_text(content)
+    assert everything(file) == ["0", "1", "2", "3"]
+    beside.write_text(content + '{"a": 9, "step": 4}\n{"a": ')
+    assert everything(file) == ["0", "1", "2", "3", "4"]
 
 
 def test_bad_arguments_are_answered_at_once(tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
+import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,12 @@ import torch
 from torch import nn
 
 from fulmen.fabric import Fabric
-from fulmen.fabric.errors import ConfigurationError, MissingPackageError
+from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, MissingPackageError
 from fulmen.fabric.loggers import TensorBoardLogger, tensorboard
 from fulmen.fabric.rank_zero import rank_zero_only
 
 reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+loader = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
 
 
 def read(root: Path) -> dict[str, Any]:
@@ -164,6 +168,109 @@ def test_what_is_saved_can_be_read_while_the_run_goes_on(tmp_path: Path) -> None
     logger.log_metrics({"late": 1}, 9)
     logger.finalize("success")
     assert scalars(next(iter(read(tmp_path).values())))["late"] == [(9, 1.0)]
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    ends_s = time.monotonic() + 60
+    while not is_so() and time.monotonic() < ends_s:
+        time.sleep(0.02)
+    assert is_so()
+
+
+def test_rows_are_on_the_disk_soon_and_a_killed_process_loses_no_more(tmp_path: Path) -> None:
+    code = """
+import sys, time
+from fulmen.fabric.loggers import TensorBoardLogger
+logger = TensorBoardLogger(sys.argv[1])
+logger.log_metrics({"loss": 1.0, "group": {"x": 1, "y": 2}}, 0)
+logger.log_metrics({"loss": 2.0}, 1)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) as process:
+        try:
+            wait_until(lambda: len(read(tmp_path)) == 3)
+            wait_until(lambda: len(scalars(read(tmp_path)["lightning_logs/version_0"]).get("loss", ())) == 2)
+        finally:
+            process.kill()
+    assert {folder: scalars(events) for folder, events in read(tmp_path).items()} == {
+        "lightning_logs/version_0": {"loss": [(0, 1.0), (1, 2.0)]},
+        "lightning_logs/version_0/group_x": {"group": [(0, 1.0)]},
+        "lightning_logs/version_0/group_y": {"group": [(0, 2.0)]},
+    }
+
+
+def test_a_process_that_ends_without_a_word_has_written_its_rows(tmp_path: Path) -> None:
+    code = "import sys; from fulmen.fabric.loggers import TensorBoardLogger as T; T(sys.argv[1], flush_secs=999)"
+    code += ".log_metrics({'loss': 1.0}, 3)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
+    assert scalars(read(tmp_path)["lightning_logs/version_0"]) == {"loss": [(3, 1.0)]}
+
+
+def test_a_row_is_one_event_and_keeps_the_time_at_which_it_was_logged(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, flush_secs=10_000)
+    logger.log_metrics({"a": 1, "b": True, "c": 2.5}, 4)
+    logged_s = time.time()
+    time.sleep(0.05)
+    logger.finalize("success")
+    [path] = tmp_path.rglob("events*")
+    *_, event = loader.LegacyEventFileLoader(str(path)).Load()
+    assert [(value.tag, value.simple_value) for value in event.summary.value] == [("a", 1.0), ("b", 1.0), ("c", 2.5)]
+    assert event.step == 4
+    assert event.wall_time <= logged_s
+
+
+def test_a_look_at_the_writer_and_a_full_queue_write_what_is_held(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, flush_secs=10_000, max_queue=2)
+    logger.log_metrics({"a": 1}, 0)
+    logger.experiment.flush()
+    assert scalars(read(tmp_path)["lightning_logs/version_0"]) == {"a": [(0, 1.0)]}
+    for step in (1, 2):
+        logger.log_metrics({"a": 1}, step)
+    assert scalars(read(tmp_path)["lightning_logs/version_0"]) == {"a": [(0, 1.0), (1, 1.0), (2, 1.0)]}
+    logger.finalize("success")
+
+
+def test_a_writer_that_has_failed_is_followed_by_another_that_gets_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = TensorBoardLogger(tmp_path, flush_secs=10_000, purge_step=7)
+    logger.log_metrics({"a": 1}, 0)
+    with monkeypatch.context() as broken:
+        broken.setattr(type(logger.experiment), "flush", full_disk)
+        logger.log_metrics({"a": 2}, 1)
+        for call in (logger.save, lambda: logger.log_metrics({"a": 3}, 2)):
+            with pytest.raises(OSError, match="no space"):
+                call()
+    logger.log_metrics({"a": 4}, 3)
+    logger.finalize("success")
+    (events,) = read(tmp_path).values()
+    assert dict(scalars(events)["a"]) == {0: 1.0, 1: 2.0, 3: 4.0}
+    purged = [path for path in tmp_path.rglob("events*") if any(e.HasField("session_log") for e in events_of(path))]
+    assert len(purged) == 1
+
+
+def full_disk(*_: Any) -> None:
+    raise OSError("no space")
+
+
+def events_of(path: Path) -> list[Any]:
+    return list(loader.LegacyEventFileLoader(str(path)).Load())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ({"flush_secs": "1"}, ArgumentTypeError, r"TensorBoardLogger\(flush_secs='1'\) got a str"),
+        ({"flush_secs": -1}, ConfigurationError, r"flush_secs=-1\) is no such number"),
+        ({"max_queue": 1.5}, ArgumentTypeError, r"max_queue=1.5\) got a float"),
+        ({"max_queue": -1}, ConfigurationError, r"max_queue=-1\) is too small"),
+    ],
+)
+def test_options_of_the_writer_are_checked(
+    tmp_path: Path, arguments: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        TensorBoardLogger(tmp_path, **arguments)
 
 
 @pytest.mark.usefixtures("_on_rank_one")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -145,6 +146,14 @@ def test_a_monitor_knows_its_fabric_and_logs(monkeypatch: pytest.MonkeyPatch) ->
             "device/mfu": 0.5,
         }
     )
+
+
+@pytest.mark.parametrize(("sharing", "number"), [({"num_replicas": 2, "rank": 0}, 2), (None, 8)])
+def test_processes_that_work_on_the_same_samples_count_once(sharing: dict[str, int] | None, number: int) -> None:
+    precision = SimpleNamespace(compute_dtype=torch.float32)
+    strategy = SimpleNamespace(precision=precision, distributed_sampler_kwargs=sharing)
+    monitor = ThroughputMonitor(SimpleNamespace(device=torch.device("cpu"), world_size=8, strategy=strategy))
+    assert monitor.world_size == number
 
 
 @pytest.mark.usefixtures("_rank_one")

@@ -12,7 +12,7 @@ pytest.importorskip("deepspeed", exc_type=ImportError)
 
 import torch
 import torch.distributed as dist
-from sharded_lab import Cases, Net, adam, batches, build, make_fabric, momentum, plainly, share, train
+from sharded_lab import Cases, Net, adam, batches, build, make_fabric, momentum, plainly, share, train, warned
 from torch import nn
 
 from fulmen.fabric import Fabric
@@ -31,7 +31,7 @@ from fulmen.fabric.errors import (
 )
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.precision.deepspeed import DeepSpeedPrecision
-from fulmen.fabric.strategies.deepspeed import DeepSpeedStrategy
+from fulmen.fabric.strategies.deepspeed.strategy import DeepSpeedStrategy
 from fulmen.fabric.testing import assert_parity
 
 pytestmark = pytest.mark.timeout(900)  # on a busy machine, the first import of the package takes its time
@@ -199,6 +199,39 @@ def evaluation_needs_no_optimizer(n, folder):
             assert torch.allclose(model(batch), expected(batch), atol=1e-5)
 
 
+@case(1, 2)
+def a_second_set_up_is_a_new_run(n, folder):
+    def run(fabric, module):
+        model, optimizer = fabric.setup(module, momentum(module.parameters()))
+        train(fabric, model, optimizer)  # says nowhere which engine
+        return model
+
+    for stage in STAGES:
+        fabric, module = deepspeed(n, stage=stage), build()
+        run(fabric, module)
+        model = run(fabric, module)
+        expected = build()
+        for _ in range(2):
+            optimizer = momentum(expected.parameters())
+            for batch in batches():
+                optimizer.zero_grad()
+                expected(batch).square().mean().backward()
+                optimizer.step()
+        assert_weights(fabric, model, expected.state_dict())
+        assert_weights(fabric, run(fabric, build()), plainly(momentum)[0].state_dict())
+
+
+@case(1, 2)
+def the_environment_need_not_say_the_rank(n, folder):
+    fabric = deepspeed(n, stage=3)
+    said = os.environ.pop("LOCAL_RANK", None)  # SLURM has another name for it, one process none
+    try:
+        train(fabric, *set_up(fabric))
+        assert "LOCAL_RANK" not in os.environ
+    finally:
+        os.environ.update({} if said is None else {"LOCAL_RANK": said})
+
+
 # --- checkpoints
 
 
@@ -224,6 +257,47 @@ def a_run_goes_on_exactly(n, folder):
             assert (again["step"], rest) == (3, {"lr_scheduler": {"last_epoch": 3}})
             train(*other)
             assert_weights(other[0], other[1], expected, 0.0)
+
+
+def windows():
+    """The ways in which engines add up gradients: arguments, precision."""
+    for stage, precision in ((0, None), (1, None), (1, "bf16-mixed"), (2, "16-mixed"), (3, "bf16-mixed")):
+        yield {"stage": stage}, precision
+    sums_in_32_bit = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    for stage in (2, 3):
+        yield {"stage": stage, **offloaded(stage)}, None
+    for zero in ({"stage": 1}, {"stage": 2}, {"stage": 2, "offload_optimizer": {"device": "cpu"}}):
+        yield {"config": {**sums_in_32_bit, "zero_optimization": zero}}, None
+    yield {"config": {"zero_optimization": {"stage": 2}, "gradient_accumulation_steps": 3}}, None
+
+
+@case(2)
+def a_run_goes_on_exactly_inside_a_window(n, folder):
+    for index, (kwargs, precision) in enumerate(windows()):
+        by_engine = "gradient_accumulation_steps" in kwargs.get("config", ())
+
+        def steps(fabric, model, optimizer, first, last, by_engine=by_engine):
+            for at, batch in enumerate(batches(9)[first:last], start=first):
+                fabric.backward(model(share(fabric, batch)).square().mean() / (1 if by_engine else 3))
+                if by_engine or at % 3 == 2:
+                    optimizer.step()
+
+        path = folder / f"inside-{index}"
+        one, other = (deepspeed(n, precision, initial_scale_power=4, **kwargs) for _ in range(2))
+        model, optimizer = set_up(one)
+        steps(one, model, optimizer, 0, 5)  # a whole window, and two of three batches
+        one.save(path, {"model": model})
+        assert checkpoint_damage(path) is None
+        steps(one, model, optimizer, 5, 9)
+        expected = whole(one, model)
+        model, optimizer = set_up(other)
+        other.load(path, {"model": model})
+        steps(other, model, optimizer, 5, 9)
+        assert_weights(other, model, expected, 0.0)
+    third = deepspeed(n, stage=1)
+    model, optimizer = set_up(third)
+    with warned(third, "inside an accumulation window"):  # of stage 2
+        third.load(folder / "inside-5", {"model": model})
 
 
 @case(2)
@@ -475,6 +549,15 @@ def test_the_environment_names_a_configuration(tmp_path, monkeypatch):
     path.write_text('{"zero_optimization": {"stage": 3}}')
     monkeypatch.setenv(DeepSpeedStrategy.DEEPSPEED_ENV_VAR, str(path))
     assert DeepSpeedStrategy().zero_stage_3
+    with pytest.raises(ConfigurationError, match=r"stage=2\).*zero_optimization\.stage is 3"):
+        Fabric(accelerator="cpu", strategy="deepspeed_stage_2")
+    path.write_text("{}")
+    assert Fabric(accelerator="cpu", strategy="deepspeed_stage_2").strategy.config == {
+        "zero_optimization": {"stage": 2}
+    }
+    with pytest.warns(UserWarning, match="no section 'zero_optimization'.*replica"):
+        DeepSpeedStrategy()
+    path.write_text('{"zero_optimization": {"stage": 3}}')
     assert DeepSpeedStrategy(config=path).config == {"zero_optimization": {"stage": 3}}
 
 

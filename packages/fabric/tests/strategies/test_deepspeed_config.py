@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
-from fulmen.fabric.strategies.deepspeed_arguments import DEFAULTS, NAMES, DeepSpeedArguments, LossScaling
-from fulmen.fabric.strategies.deepspeed_config import (
+from fulmen.fabric.strategies.deepspeed.arguments import DEFAULTS, NAMES, DeepSpeedArguments, LossScaling
+from fulmen.fabric.strategies.deepspeed.config import (
     SECTIONS,
     agreed,
     arguments_from,
@@ -236,3 +236,26 @@ def test_parts_elsewhere_need_parts():
         check_remote_device("cpu", {"zero_optimization": {"stage": 2}})
     with pytest.raises(ConfigurationError, match="remote_device='disk'"):
         check_remote_device("disk", {"zero_optimization": {"stage": 3}})
+
+
+def of_name(name):
+    return DeepSpeedArguments(**next(preset for known, _, preset in NAMES if known == name))
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_name_says_its_stage_beside_a_configuration(stage):
+    name = of_name(f"deepspeed_stage_{stage}")
+    said = chosen(name, {"train_micro_batch_size_per_gpu": 4}, None)
+    assert said["zero_optimization"] == {"stage": stage}
+    assert type(said["zero_optimization"]["stage"]) is int
+    assert json.loads(json.dumps(chosen(name, None, None)))["zero_optimization"]["stage"] == stage
+    assert chosen(name, {"zero_optimization": {"stage": stage}}, None)["zero_optimization"]["stage"] == stage
+    for other in {0, 1, 2, 3} - {stage}:
+        with pytest.raises(ConfigurationError, match=rf"stage={stage}\).*zero_optimization\.stage is {other}"):
+            chosen(name, {"zero_optimization": {"stage": other}}, None)
+
+
+def test_the_usual_stage_says_nothing_beside_a_configuration():
+    for config in ({}, {"zero_optimization": {"stage": 3}}):
+        for arguments in (DeepSpeedArguments(), of_name("deepspeed")):
+            assert chosen(arguments, config, None) == config

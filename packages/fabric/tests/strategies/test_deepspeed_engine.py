@@ -9,16 +9,16 @@ import torch
 from fulmen.fabric import Fabric
 from fulmen.fabric.environments.default import LightningEnvironment
 from fulmen.fabric.errors import ConfigurationError, MissingPackageError
-from fulmen.fabric.strategies import deepspeed_engine
 from fulmen.fabric.strategies.catalog import STRATEGY_REGISTRY
-from fulmen.fabric.strategies.deepspeed_engine import EngineOptimizer, told_ranks
+from fulmen.fabric.strategies.deepspeed import engine
+from fulmen.fabric.strategies.deepspeed.engine import EngineOptimizer, told_ranks
 
 NAMES = [name for name in STRATEGY_REGISTRY.names() if name.startswith("deepspeed")]
 
 
 @pytest.fixture
 def missing(monkeypatch):
-    monkeypatch.setattr(deepspeed_engine, "is_installed", lambda name: False)
+    monkeypatch.setattr(engine, "is_installed", lambda name: False)
 
 
 @pytest.mark.usefixtures("missing")
@@ -32,17 +32,17 @@ def test_without_the_package_one_line_says_what_to_install(name):
 
 
 def test_an_older_package_is_refused(monkeypatch):
-    monkeypatch.setattr(deepspeed_engine, "require", lambda *_, **__: SimpleNamespace(__version__="0.16.4"))
+    monkeypatch.setattr(engine, "require", lambda *_, **__: SimpleNamespace(__version__="0.16.4"))
     with pytest.raises(MissingPackageError, match=r"0\.16\.4 is installed"):
-        deepspeed_engine.load_deepspeed(torch.device("cpu"), 30)
+        engine.load_deepspeed(torch.device("cpu"), 30)
 
 
 def test_one_that_was_imported_for_a_gpu_is_refused(monkeypatch):
     accelerator = SimpleNamespace(get_accelerator=lambda: SimpleNamespace(device_name=lambda: "cuda"))
     package = SimpleNamespace(__version__="0.19.8", accelerator=accelerator)
-    monkeypatch.setattr(deepspeed_engine, "require", lambda *_, **__: package)
+    monkeypatch.setattr(engine, "require", lambda *_, **__: package)
     with pytest.raises(ConfigurationError, match="DS_ACCELERATOR=cpu"):
-        deepspeed_engine.load_deepspeed(torch.device("cpu"), 30)
+        engine.load_deepspeed(torch.device("cpu"), 30)
 
 
 def test_the_environment_is_as_before_when_it_was_told(monkeypatch):

@@ -490,3 +490,10 @@ def test_its_signature_is_the_promised_one():
     assert inspect.signature(FSDPStrategy).parameters["timeout"].default == timedelta(seconds=1800)
     hints = inspect.get_annotations(FSDPStrategy.__init__, eval_str=True)
     assert torch.device in hints["parallel_devices"].__args__[0].__args__
+
+
+def test_a_mesh_that_does_not_fit_is_refused_before_a_process_starts():
+    strategy = FSDPStrategy(sharding_strategy="HYBRID_SHARD", device_mesh=(3, 2))
+    fabric = Fabric(strategy=strategy, devices=4, accelerator="cpu")
+    with pytest.raises(ConfigurationError, match=r"device_mesh=\(3, 2\)\) has room for 6 processes, and 4 run"):
+        fabric.launch()

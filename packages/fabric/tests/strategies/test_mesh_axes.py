@@ -5,10 +5,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulmen.fabric.errors import ConfigurationError
-from fulmen.fabric.strategies.mesh_axes import AXES, DATA, REPLICATE, TENSOR, MeshSizes, every_mesh, mesh_sizes
+from fulmen.fabric.strategies.mesh_axes import (
+    AXES,
+    DATA,
+    PIPELINE,
+    REPLICATE,
+    TENSOR,
+    MeshSizes,
+    every_mesh,
+    mesh_sizes,
+)
 
 sizes = st.integers(1, 6)
-meshes = st.tuples(*(sizes for _ in AXES)).map(lambda found: MeshSizes(dict(zip(AXES, found, strict=True))))
+meshes = st.tuples(st.integers(1, 3), *(sizes for _ in AXES[1:])).map(
+    lambda found: MeshSizes(dict(zip(AXES, found, strict=True)))
+)
 
 
 @given(meshes)
@@ -18,17 +29,21 @@ def test_each_process_has_one_place_and_each_share_as_many_processes(mesh):
     assert places == sorted(set(places))  # neighbours differ along the innermost axis first
     assert math.prod(mesh.shape) == mesh.world_size
     shares = [mesh.data_rank(rank) for rank in ranks]
-    assert [shares.count(share) for share in range(mesh.num_data)] == [mesh.of(TENSOR)] * mesh.num_data
+    alike = mesh.of(PIPELINE) * mesh.of(TENSOR)
+    assert [shares.count(share) for share in range(mesh.num_data)] == [alike] * mesh.num_data
+    assert all(mesh.coordinates(rank)[PIPELINE] == mesh.of(PIPELINE) - 1 for rank in mesh.distinct_ranks())
     assert [shares[rank] for rank in mesh.distinct_ranks()] == list(range(mesh.num_data))
-    for rank in ranks:  # who sees the same data differs along the tensor axis alone
-        assert mesh.data_rank(rank) == mesh.data_rank(rank - mesh.coordinates(rank)[TENSOR])
+    for rank in ranks:  # who sees the same data differs along the axes of tensors and of the pipeline alone
+        place = mesh.coordinates(rank)
+        first = rank - place[TENSOR] - place[PIPELINE] * mesh.world_size // mesh.of(PIPELINE)
+        assert mesh.data_rank(rank) == mesh.data_rank(first)
 
 
 @given(sizes, sizes, sizes, sizes, sizes)
 def test_axes_hold_every_process_once_or_are_refused(replicate, data, tensor, num_nodes, num_processes):
     asked = {REPLICATE: replicate, DATA: data, TENSOR: tensor}
     if replicate * data * tensor == num_nodes * num_processes:
-        assert mesh_sizes(asked, num_nodes, num_processes).sizes == asked
+        assert mesh_sizes(asked, num_nodes, num_processes).sizes == {PIPELINE: 1, **asked}
     else:
         with pytest.raises(ConfigurationError, match=f"data_parallel_size={data}, tensor_parallel_size={tensor}"):
             mesh_sizes(asked, num_nodes, num_processes)
@@ -76,7 +91,8 @@ def test_tensors_over_machines_are_seen():
 
 def test_the_axes_of_reference_are_always_there():
     assert MeshSizes({REPLICATE: 1, DATA: 1, TENSOR: 1}).names == (DATA, TENSOR)
-    assert MeshSizes({REPLICATE: 2, DATA: 1, TENSOR: 1}).names == AXES
+    assert MeshSizes({REPLICATE: 2, DATA: 1, TENSOR: 1}).names == (REPLICATE, DATA, TENSOR)
+    assert MeshSizes({PIPELINE: 2, REPLICATE: 2, DATA: 1, TENSOR: 1}).names == AXES
 
 
 def test_every_mesh_is_made_once():

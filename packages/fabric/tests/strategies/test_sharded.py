@@ -32,6 +32,7 @@ from torch import nn
 from fulmen.fabric import Fabric
 from fulmen.fabric.checkpoint_io.sharded_names import is_sharded
 from fulmen.fabric.errors import CheckpointError, CheckpointKeyError, ConfigurationError
+from fulmen.fabric.strategies.sharded_state import optimizer_state_by_name
 
 case = Cases()
 
@@ -128,6 +129,45 @@ def b_without_a_strategy(n, folder):
         fabric.load(folder / name, {"model": model, "optimizer": optimizer})
         assert_same(model, plain[0])
         assert_same_optimizer(optimizer, plain[1])
+
+
+@case(2)
+def parts_that_are_compiled(n, folder):
+    """Names are as if they were not, of weights and in the state of optimizers; older names are understood."""
+
+    def build_with(compiled):
+        model = build(8)
+        model.blocks[1] = torch.compile(model.blocks[1], backend="eager") if compiled else model.blocks[1]
+        return model, adam(model.parameters())
+
+    plain = plainly(adam, width=8)
+    for name, saver in SAVERS.items():
+        for saved_compiled in (True, False):
+            path = folder / f"compiled_{saved_compiled}_{name}"
+            fabric = saver(n)
+            model, optimizer = fabric.setup(*build_with(saved_compiled))
+            train(fabric, model, optimizer)
+            fabric.save(path, {"model": model, "optimizer": optimizer})
+            for compiled in (True, False):
+                other, other_optimizer = fabric.setup(*build_with(compiled))
+                fabric.load(path, {"model": other, "optimizer": other_optimizer})
+                assert_same(other, plain[0])
+                assert_same_optimizer(other_optimizer, plain[1])
+    # As it is written where nobody takes the wrappers out.
+    import torch.distributed.checkpoint as dcp
+
+    fabric = SAVERS["fsdp"](n)
+    model, optimizer = fabric.setup(*build_with(True))
+    train(fabric, model, optimizer)
+    names = [name for name, _ in model.module.named_parameters()]
+    assert any("_orig_mod" in name for name in names)
+    state = {"model": model.module.state_dict(), "optimizer": optimizer_state_by_name(optimizer.optimizer, names)}
+    dcp.save(state, checkpoint_id=folder / "compiled_before")
+    for compiled in (True, False):
+        other, other_optimizer = fabric.setup(*build_with(compiled))
+        fabric.load(folder / "compiled_before", {"model": other, "optimizer": other_optimizer})
+        assert_same(other, plain[0])
+        assert_same_optimizer(other_optimizer, plain[1])
 
 
 @case(2)

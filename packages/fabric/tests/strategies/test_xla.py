@@ -23,8 +23,8 @@ from fulmen.fabric.optional_packages import is_installed
 from fulmen.fabric.plugins import MixedPrecision, XLACheckpointIO, XLAPrecision
 from fulmen.fabric.selection import select
 from fulmen.fabric.strategies import DDPStrategy, SingleDeviceXLAStrategy, XLAFSDPStrategy, XLAStrategy
-from fulmen.fabric.strategies.xla_graphs import move_in_place
-from fulmen.fabric.strategies.xla_mesh import XLAMesh
+from fulmen.fabric.strategies.xla.graphs import move_in_place
+from fulmen.fabric.strategies.xla.mesh import XLAMesh
 
 pytestmark = pytest.mark.skipif(is_installed("torch_xla"), reason="torch_xla is installed")
 

@@ -44,7 +44,9 @@ class FakeTrainer:
         self.sanity_checking = self.should_stop = self.is_last_batch = False
         self.fast_dev_run: Any = False
         self.loggers: list[Any] = []
-        self.context = SimpleNamespace(metrics=SimpleNamespace(outlets=Outlets(self.default_root_dir)))
+        self.context = SimpleNamespace(
+            metrics=SimpleNamespace(outlets=Outlets(self.default_root_dir)), signals=SimpleNamespace(caught=0)
+        )
         self.ckpt_path = None
         self.state = SimpleNamespace(fn=EntryPoint.FIT)
         self.max_epochs: int | None = 3

@@ -2,6 +2,7 @@ import io
 import math
 import pickle
 import re
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -219,6 +220,21 @@ def test_an_exception_leaves_the_cursor_below(make_trainer):
     bar.on_exception(trainer, None, RuntimeError())
     bar.teardown(trainer, None, "fit")
     assert screen.getvalue().endswith("\n\x1b[?25h")  # and shows it again
+
+
+def test_ctrl_c_is_said_above_the_bars_and_once(make_trainer):
+    """What the handler of the signal has written is drawn over."""
+    bar, screen = bar_on()
+    trainer = trainer_with_metrics(make_trainer)
+    bar.setup(trainer, None, "fit")
+    bar.on_train_start(trainer, None)
+    bar.on_train_epoch_start(trainer, None)
+    bar.on_train_batch_end(trainer, None, None, None, 0)
+    assert "Ctrl-C" not in screen.getvalue()
+    trainer.context.signals.caught = signal.SIGINT
+    bar.on_train_end(trainer, None)
+    bar.teardown(trainer, None, "fit")
+    assert screen.getvalue().count("Ctrl-C: the run ends after this batch.") == 1
 
 
 def test_themes_columns_and_metrics_are_the_users(make_trainer):

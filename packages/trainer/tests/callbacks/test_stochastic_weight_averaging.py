@@ -153,6 +153,31 @@ def test_resumes_exactly(quick, tmp_path, saves, step, saves_first, interval):
     assert int(average.n_averaged) == 3
 
 
+class OwnOrder(Model):
+    """Its loader draws from a generator of its own, which an extra pass over the data would move on."""
+
+    def train_dataloader(self):
+        generator = torch.Generator().manual_seed(4)
+        return torch.utils.data.DataLoader(DATA, batch_size=4, shuffle=True, generator=generator)
+
+
+@pytest.mark.parametrize("kind", [Model, OwnOrder])
+def test_a_fit_goes_on_from_what_was_saved_after_the_one_before(quick, tmp_path, kind):
+    path = tmp_path / "after.ckpt"
+    whole, part, again = kind(), kind(), kind()
+    torch.manual_seed(7)
+    quick(callbacks=[StochasticWeightAveraging(0.02, 2, 2)], max_epochs=5).fit(whole)
+    torch.manual_seed(7)
+    trainer = quick(callbacks=[StochasticWeightAveraging(0.02, 2, 2)], max_epochs=3)
+    trainer.fit(part)
+    trainer.save_checkpoint(path)
+    saved = torch.load(path)
+    assert all(torch.equal(saved["state_dict"][name], value) for name, value in part.state_dict().items())
+    torch.manual_seed(8)
+    quick(callbacks=[StochasticWeightAveraging(0.02, 2, 2)], max_epochs=5).fit(again, ckpt_path=path)
+    assert same(again, whole)
+
+
 def test_what_a_checkpoint_holds(quick, tmp_path):
     path = tmp_path / "there.ckpt"
     quick(callbacks=[swa(), SaveAfterEpoch(path, 24)], max_epochs=4).fit(Model())

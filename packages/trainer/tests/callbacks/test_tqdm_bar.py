@@ -61,7 +61,7 @@ def test_a_bar_that_has_gone_does_not_come_and_go(make_bar):
     assert "|" in drawn(bar, 4, train_loss=0.0743)
 
 
-@given(st.integers(20, 120), st.none() | st.integers(1, 10**6), st.lists(st.floats(-1e3, 1e3), max_size=4))
+@given(st.integers(24, 120), st.none() | st.integers(1, 10**6), st.lists(st.floats(-1e3, 1e3), max_size=4))
 def test_it_fits_and_says_nothing_of_a_time_that_nobody_knows(width, total, values):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tqdm_bar, "can_draw_over", lambda file: True)
@@ -76,6 +76,15 @@ def test_it_fits_and_says_nothing_of_a_time_that_nobody_knows(width, total, valu
         assert "|" not in text
     else:
         assert f"1/{total}" in text
+
+
+def test_a_ctrl_c_that_the_terminal_writes_behind_it_stays_on_its_line(make_bar):
+    for width in range(24, 100):
+        bar = make_bar(width, total=40)
+        text = drawn(bar, 1, train_loss=0.0743, val_loss=0.2553)
+        assert len(text) + len("^C") <= width
+        assert text.endswith(("…", "]", "0.2553", "0.255"))
+        bar.close()
 
 
 def test_a_format_of_the_users_is_left_alone(make_bar):

@@ -273,6 +273,21 @@ def test_weights_alone_are_the_average_as_in_whole_checkpoints(quick, tmp_path):
         assert same(alone["state_dict"], whole["current_model_state"]) == (when in ("step0", "step1", "step2")), when
 
 
+@pytest.mark.parametrize("make", [WeightAveraging, lambda: EMAWeightAveraging(decay=0.7)])
+def test_a_fit_goes_on_from_what_was_saved_after_the_one_before(quick, tmp_path, make):
+    whole, part, again = Model(), Model(), Model()
+    torch.manual_seed(7)
+    quick(callbacks=[make()], max_epochs=3).fit(whole)
+    torch.manual_seed(7)
+    trainer = quick(callbacks=[make()], max_epochs=2)
+    trainer.fit(part)
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    assert same(torch.load(tmp_path / "after.ckpt")["state_dict"], part.state_dict())
+    torch.manual_seed(8)
+    quick(callbacks=[make()], max_epochs=3).fit(again, ckpt_path=tmp_path / "after.ckpt")
+    assert same(again.state_dict(), whole.state_dict())
+
+
 @pytest.mark.parametrize(
     ("kind", "arguments", "quoted"),
     [

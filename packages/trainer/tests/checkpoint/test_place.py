@@ -66,3 +66,20 @@ def test_a_disk_that_takes_nothing_is_told(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="No space left on device"):
         check_place(tmp_path, 1)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "why"),
+    [
+        ("c" * 300, "", "'c+' has 300 bytes, and a name has 255 at most there"),
+        ("c", "f" * 300, "'f+' has 300 bytes, and a name has 255 at most there"),
+        ("c", "\u00e9" * 200, "has 400 bytes"),
+        ("/".join(["c" * 200] * 25), "", "The path has 5[0-9]{3} bytes, and one has 4095 at most there"),
+        ("c", "a\0b", "a null byte"),
+    ],
+)
+def test_what_is_too_long_for_the_file_system_is_said_before_the_first_step(folder, name, why, tmp_path):
+    with pytest.raises(CheckpointError, match=f"{why}.*Nothing was trained yet. Pass a shorter"):
+        check_place(tmp_path / folder, 1, name)
+    check_place(tmp_path / "c", 1, "f" * 255)
+    assert os.listdir(tmp_path) == []

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulmen.fabric.errors import CheckpointError
-from fulmen.trainer.core.checkpoint_form import check_form
+from fulmen.trainer.core.checkpoint_form import check_form, num_values
 from fulmen.trainer.demos import BoringModel
 
 LEAVES: Any = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just(torch.ones(2))
@@ -48,3 +48,28 @@ def test_a_file_that_is_none_is_refused_with_its_path(tmp_path: Any, content: An
     with pytest.raises(CheckpointError, match=words) as caught:
         BoringModel.load_from_checkpoint(tmp_path / "a.ckpt")
     assert "a.ckpt" in str(caught.value)
+
+
+@given(st.recursive(st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_values_are_counted_as_one_walks_through_them(nest: Any) -> None:
+    def walked(value: Any) -> int:
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return 1 + sum(map(walked, parts))
+
+    assert num_values(nest) == walked(nest)
+
+
+def test_what_has_no_end_is_refused_and_not_walked_through(tmp_path: Any) -> None:
+    storeys: list[Any] = ["x"] * 10
+    for _ in range(30):
+        storeys = [storeys] * 10
+    itself: list[Any] = []
+    itself.append({"a": (itself,)})
+    assert num_values(storeys) > 10**30
+    assert num_values(itself) == float("inf")
+    for endless in (storeys, itself):
+        with pytest.raises(CheckpointError, match="its 'hyper_parameters' names the same values over and over"):
+            check_form({"state_dict": {}, "hyper_parameters": {"extra": endless}}, "x.ckpt", ("hyper_parameters",))
+        torch.save({"state_dict": {}, "hyper_parameters": {"extra": endless}}, tmp_path / "x.ckpt")
+        with pytest.raises(CheckpointError, match="over and over"):
+            BoringModel.load_from_checkpoint(tmp_path / "x.ckpt")

@@ -131,3 +131,15 @@ def test_update_goes_into_dicts():
     hparams = {"a": {"b": 1, "c": 2}, "d": 3}
     update_hparams(hparams, {"a": {"b": 9}, "d": {"e": 1}})
     assert hparams == {"a": {"b": 9, "c": 2}, "d": {"e": 1}}
+
+
+def test_yaml_beyond_all_bounds_is_refused(tmp_path):
+    storeys = "a0: &a0 [1, 2]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+    for text, match in {
+        storeys: "names the same values over and over, by anchors",
+        "x: " + "9" * 10_000: "cannot be read as YAML.*Correct the file",
+        "x: " + "[" * 10_000: "cannot be read as YAML.*Correct the file",
+    }.items():
+        (tmp_path / "h.yaml").write_text(text)
+        with pytest.raises(ConfigurationError, match=match):
+            load_hparams_from_yaml(tmp_path / "h.yaml")

@@ -83,6 +83,26 @@ def test_what_a_fit_writes(quick, tmp_path):
     assert scalars(events)["epoch"] == [(0, 0), (1, 0), (1, 0), (1, 0), (2, 1), (3, 1), (3, 1), (3, 1)]
 
 
+def test_rows_are_on_the_disk_at_each_checkpoint_and_after_a_failure(quick, tmp_path):
+    seen = {}
+
+    class Looks(Small):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 3:
+                self.trainer.save_checkpoint(tmp_path / "any.ckpt")
+                seen["at the checkpoint"] = [step for step, _ in scalars(read(tmp_path)[run])["train_loss_step"]]
+            if batch_idx == 5:
+                raise RuntimeError("of the model")
+            return super().training_step(batch, batch_idx)
+
+    run = "lightning_logs/version_0"
+    logger = TensorBoardLogger(tmp_path, flush_secs=10_000)
+    with pytest.raises(RuntimeError, match="of the model"):
+        quick(logger=logger, log_every_n_steps=1).fit(Looks(), batches(8))
+    assert seen == {"at the checkpoint": [0, 1, 2]}
+    assert [step for step, _ in scalars(read(tmp_path)[run])["train_loss_step"]] == [0, 1, 2, 3, 4]
+
+
 def test_two_runs_have_two_folders(quick, tmp_path):
     for _ in range(2):
         quick(logger=TensorBoardLogger(tmp_path), max_steps=1).validate(Small(), batches(), verbose=False)

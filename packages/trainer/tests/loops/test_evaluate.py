@@ -3,6 +3,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from fulmen.trainer.demos import BoringModel, RandomDataset
+from fulmen.trainer.loops.evaluate import shares_of
 from fulmen.trainer.stages import Stage
 
 
@@ -90,3 +91,41 @@ def test_inference_mode_is_a_flag_and_never_used_inside_fit(inference_mode, quic
     trainer.validate(module, verbose=False)
     trainer.fit(module)
     assert module.modes == (inference_mode, False, False)
+
+
+class BySteps(BoringModel):
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.log("number", 1.0, on_step=True, on_epoch=False)
+
+
+def test_the_axis_of_steps_counts_the_batches_of_each_loader_and_goes_on_after_a_resume(quick, rows, tmp_path):
+    def axis():
+        found = [(*values, step) for step, values in rows.rows if any("number" in name for name in values)]
+        rows.rows.clear()
+        return [(name[-1], step) for name, step in found]
+
+    first = [("0", 0), ("0", 1), ("1", 0), ("1", 1), ("1", 2)]
+    second = [("0", 2), ("0", 3), ("1", 3), ("1", 4), ("1", 5)]
+    flags = {"logger": rows, "log_every_n_steps": 1, "limit_train_batches": 1}
+    trainer = quick(max_epochs=2, **flags)
+    trainer.fit(BySteps(), val_dataloaders=loaders(2, 3))
+    assert axis() == first + second
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(BySteps(), val_dataloaders=loaders(1, 1, 1))  # another number of them
+    assert len(axis()) == 3
+    trainer = quick(**flags)
+    trainer.fit(BySteps(), val_dataloaders=loaders(2, 3))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    axis()
+    quick(max_epochs=2, **flags).fit(BySteps(), val_dataloaders=loaders(2, 3), ckpt_path=tmp_path / "a.ckpt")
+    assert axis() == second
+    quick(**flags).validate(BySteps(), loaders(2, 3), verbose=False)
+    assert axis() == first
+
+
+@pytest.mark.parametrize(
+    ("seen", "lengths", "shares"),
+    [(10, [2, 3], [4, 6]), (7, [4], [7]), (0, [1, 2], [0, 0]), (4, [float("inf"), 1], [2, 2]), (3, [0, 0], [1, 1])],
+)
+def test_what_was_seen_is_shared_out(seen, lengths, shares):
+    assert shares_of(seen, lengths) == shares

@@ -281,3 +281,28 @@ def test_an_epoch_that_a_hook_has_left_is_over(quick, tmp_path):
     first.save_checkpoint(tmp_path / "left.ckpt")
     quick(max_epochs=2, limit_val_batches=0).fit(Leaving([0.0], tape), loader(4), ckpt_path=tmp_path / "left.ckpt")
     assert tape == [0, 1, 0, 1]
+
+
+def test_programs_ask_the_loop_which_batch_is_in_work(quick):
+    class Asks(BoringModel):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def ask(self):
+            loop = self.trainer.fit_loop.epoch_loop
+            self.seen.append((loop.batch_idx, loop.total_batch_idx))
+
+        def training_step(self, batch, batch_idx):
+            self.ask()
+            return super().training_step(batch, batch_idx)
+
+        def on_train_epoch_start(self):
+            self.ask()
+
+        def on_train_epoch_end(self):
+            self.ask()
+
+    module = Asks()
+    quick(max_epochs=2, limit_train_batches=2, limit_val_batches=0).fit(module)
+    assert module.seen == [(-1, -1), (0, 0), (1, 1), (1, 1), (-1, 1), (0, 2), (1, 3), (1, 3)]

@@ -5,6 +5,7 @@ import pytest
 
 from fulmen.trainer.delivery.backlog import read_entries
 from fulmen.trainer.demos import BoringModel
+from fulmen.trainer.errors import ConfigurationError
 from fulmen.trainer.loggers.base import Logger
 from fulmen.trainer.metrics.outlets import Outlets
 
@@ -109,18 +110,42 @@ def test_after_a_failure_all_hear_of_it_also_when_one_cannot_be_finalized(quick)
     assert (bad.ended, good.ended) == (["failed"], ["failed"])
 
 
-def test_an_error_before_the_first_step_is_the_users_to_see(quick):
+def test_before_the_first_step_a_wrong_argument_is_the_users_to_see_and_other_errors_end_nothing(quick):
     class Unwritable(Fragile):
         def log_hyperparams(self, *_, **__):
-            raise PermissionError("no such place")
+            raise self.error
 
         def log_graph(self, *_):
-            raise PermissionError("no such place")
+            raise self.error
 
     logger = Unwritable()
-    with pytest.raises(PermissionError, match="no such place"):
+    logger.error = ConfigurationError("no such place")
+    with pytest.raises(ConfigurationError, match="no such place"):
         quick(logger=logger, **EVERY_STEP).fit(Model())
     assert logger.ended == ["failed"]
+    logger = Unwritable()
+    logger.error = PermissionError("no such place")
+    with pytest.warns(UserWarning, match="log_graph failed: PermissionError: no such place"):
+        quick(logger=logger, **EVERY_STEP).fit(Model())
+    assert logger.ended == ["success"]
+
+
+def test_those_that_do_not_save_by_themselves_are_told_after_each_row(tmp_path):
+    class Counts(Fragile):
+        num_saves = 0
+
+        def save(self):
+            self.num_saves += 1
+
+    class ByItself(Counts):
+        saves_by_itself = True
+
+    told, by_itself = Counts(), ByItself()
+    outlets = Outlets(str(tmp_path))
+    for step in range(3):
+        outlets.send([told, by_itself], {"a": 1.0}, step)
+    assert (told.num_saves, by_itself.num_saves) == (3, 0)
+    assert told.rows == by_itself.rows
 
 
 def test_an_interruption_is_no_failure_of_the_logger():

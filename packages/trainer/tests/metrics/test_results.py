@@ -1,6 +1,8 @@
 import io
 
+import pytest
 import torch
+import torchmetrics
 
 from fulmen.trainer.metrics.log_call import STEP, decide
 from fulmen.trainer.metrics.results import Entry, Phase, Results
@@ -66,3 +68,47 @@ def test_a_step_is_handed_out_once():
     assert entry.take_pending() is None
     entry.take(torch.tensor(2.0), 1)
     assert (first, entry.take_pending()) == (1, 2)
+
+
+class Total:
+    """A metric object, whose value is summed up."""
+
+    def __init__(self, metric):
+        self.__dict__["metric"] = metric
+
+    def __getattr__(self, name):
+        return getattr(self.metric, name)
+
+    def __setattr__(self, name, value):
+        setattr(self.metric, name, value)
+
+    def compute(self):
+        return self.metric.compute().sum()
+
+
+@pytest.mark.parametrize("kind", [torchmetrics.SumMetric, torchmetrics.CatMetric])
+def test_a_metric_object_that_loaders_share_has_for_each_the_value_at_its_end(kind):
+    results, metric = Results(Stage.VALIDATE, 3), kind()
+    for loader, values in enumerate(([1.0, 2.0], [4.0], [8.0])):
+        for value in values:
+            place = results.enter_loader(loader)
+            metric.update(value)
+            if loader != 1 and not place:  # the second only updates it
+                entry = entry_of("a", loader)
+                entry.metric = Total(metric)
+                results.add(entry)
+    for entry in results.entries:
+        entry.compute_metric()
+    assert [float(entry.final) for entry in results.entries] == [3.0, 15.0]
+    assert float(metric.compute().sum()) == 15.0
+    results.clear()
+    assert not metric.update_called
+
+
+def test_a_metric_object_of_the_only_loader_is_not_copied():
+    results, metric = Results(Stage.VALIDATE, 1), torchmetrics.SumMetric()
+    entry = entry_of("a")
+    entry.metric = metric
+    results.add(entry)
+    results.enter_loader(0)
+    assert entry.kept is None

@@ -8,7 +8,6 @@ from torch.utils.data import DataLoader
 from fulmen.fabric.precision.mixed import MixedPrecision
 from fulmen.trainer.demos import BoringModel
 from fulmen.trainer.errors import ConfigurationError
-from fulmen.trainer.optimization.automatic import AutomaticOptimization
 
 
 class Returning(BoringModel):
@@ -88,9 +87,19 @@ def test_anything_else_is_refused(make, says, quick):
         fitted(quick, Returning(make))
 
 
-def test_outputs_are_told_as_a_dict():
-    assert AutomaticOptimization.outputs(None) == {}
-    assert AutomaticOptimization.outputs({"loss": 1, "x": None}) == {"loss": 1, "x": None}
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_outputs_are_told_as_a_dict_with_the_loss_as_backward_got_it(window, quick):
+    module = Returning(lambda loss: {"loss": loss * 0 + 12, "x": None, "losses": loss})
+    fitted(quick, module, batches=5, accumulate_grad_batches=window)
+    sizes = {1: [1] * 5, 2: [2, 2, 2, 2, 1], 4: [4, 4, 4, 4, 1]}[window]
+    assert [outputs["loss"].item() for outputs in module.heard] == [12 / size for size in sizes]
+    assert all(outputs["x"] is None and not outputs["losses"].requires_grad for outputs in module.heard)
+
+
+def test_a_batch_without_a_loss_is_told_of_without_outputs(quick):
+    module = Returning(lambda loss: None)
+    fitted(quick, module, batches=2, accumulate_grad_batches=2)
+    assert module.heard == [{}, {}]
 
 
 class Scalar(BoringModel):

@@ -27,6 +27,8 @@ def forms(optimizer, scheduler):
     return [
         ([optimizer], [scheduler]),
         ([optimizer], [entry]),
+        ([optimizer], scheduler),
+        ([optimizer], entry),
         ([optimizer], [LRSchedulerConfig(scheduler)]),
         {"optimizer": optimizer, "lr_scheduler": scheduler},
         {"optimizer": optimizer, "lr_scheduler": entry},
@@ -46,6 +48,51 @@ def test_an_optimizer_may_stand_alone():
     optimizer = sgd()
     for returned in (optimizer, [optimizer], (optimizer,), {"optimizer": optimizer}, ([optimizer], [])):
         assert configured(MODULE, returned) == ([optimizer], [])
+
+
+class Stands:
+    """For an optimizer, without being one."""
+
+    def __init__(self, optimizer):
+        self.inside = optimizer
+        self.param_groups, self.state, self.defaults = optimizer.param_groups, optimizer.state, optimizer.defaults
+
+    def step(self, closure=None):
+        return self.inside.step(closure)
+
+    def zero_grad(self, set_to_none=True):
+        self.inside.zero_grad(set_to_none)
+
+    def state_dict(self):
+        return self.inside.state_dict()
+
+    def load_state_dict(self, state_dict):
+        self.inside.load_state_dict(state_dict)
+
+
+@pytest.mark.parametrize("wrap", [lambda one: one, lambda one: [one], lambda one: {"optimizer": one}])
+def test_what_does_all_that_an_optimizer_does_may_stand_for_one(wrap, quick, tmp_path):
+    class Trained(BoringModel):
+        def __init__(self, make):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer.reset_parameters()
+            self.make = make
+
+        def configure_optimizers(self):
+            return self.make(torch.optim.Adam(self.parameters(), lr=0.1))
+
+    weights = []
+    for make in (lambda one: one, lambda one: wrap(Stands(one))):
+        module = Trained(make)
+        first, then = quick(limit_train_batches=2), quick(limit_train_batches=2, max_epochs=2)
+        first.fit(module)
+        first.save_checkpoint(tmp_path / "a.ckpt")
+        module = Trained(make)
+        then.fit(module, ckpt_path=tmp_path / "a.ckpt")
+        assert then.global_step == 4
+        weights.append(module.layer.weight.detach())
+    assert torch.equal(*weights)
 
 
 def test_without_an_optimizer_the_fit_runs_and_says_so():

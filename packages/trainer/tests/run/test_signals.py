@@ -1,7 +1,9 @@
+import contextlib
 import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -118,3 +120,56 @@ def test_outside_the_main_thread_nothing_is_caught_and_all_goes_on():
     thread.start()
     thread.join()
     assert went_on == [True]
+
+
+def press():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture
+def loops(monkeypatch):
+    """Signals of a loop that has begun, at a prompt that has Python's own handler; and a clock to be moved."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    clock = SimpleNamespace(now_s=100.0)
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock.now_s)
+    signals = Signals()
+    with contextlib.suppress(KeyboardInterrupt), signals.listening():
+        signals.place = 3
+        yield signals, clock
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_that_another_process_has_told_of_already_is_no_second_one(loops):
+    signals, clock = loops
+    signals._agree(signal.SIGINT)  # from the thread that watches the store
+    clock.now_s += 0.9
+    press()
+    press()  # an agent hands on what the terminal has sent
+    assert signals.caught == signal.SIGINT
+    clock.now_s += 0.5
+    with pytest.raises(KeyboardInterrupt):
+        press()
+
+
+def test_the_second_ctrl_c_ends_at_once_also_who_had_only_been_told_of_the_first(loops):
+    signals, clock = loops
+    signals._agree(signal.SIGINT)
+    clock.now_s += 1.1
+    with pytest.raises(KeyboardInterrupt):
+        press()
+
+
+def test_a_forked_process_takes_the_handler_of_the_user_and_not_that_of_its_parent(loops):
+    parent, _ = loops
+    pid = os.fork()
+    if pid == 0:
+        signals = Signals()
+        said = 1
+        with contextlib.suppress(KeyboardInterrupt), signals.listening():
+            signals.place = 3
+            press()
+            press()
+            said = 0 if signals.caught == signal.SIGINT and not parent.caught else 2
+        os._exit(said)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert not parent.caught

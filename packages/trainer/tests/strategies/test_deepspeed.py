@@ -189,6 +189,31 @@ def goes_on_exactly(n, folder):
         assert metric[0]["val"] == pytest.approx(same[0]["val"], abs=1e-2 if precision else 1e-6)
 
 
+class KeepInside(Callback):
+    """Saves after a batch, wherever in a window that is."""
+
+    def __init__(self, path, batch):
+        self.path, self.batch = path, batch
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch == 0 and batch_idx == self.batch:
+            trainer.save_checkpoint(self.path)
+
+
+def goes_on_exactly_inside_a_window(n, folder):
+    for stage, precision in ((1, None), (2, None), (3, "bf16-mixed")):
+        path = folder / f"window-{stage}"
+        flags = {"precision": precision, "accumulate_grad_batches": WINDOW}
+        run = trainer(n, folder, DeepSpeedStrategy(stage=stage), callbacks=[KeepInside(path, 1)], **flags)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*accumulation window")
+            run.fit(Net(late=True, scheduler=False), loader())
+        again = trainer(n, folder, DeepSpeedStrategy(stage=stage), **flags)
+        again.fit(Net(late=True, scheduler=False), loader(), ckpt_path=path)
+        assert again.global_step == run.global_step
+        assert_same(whole(again), whole(run), 0.0)
+
+
 def the_last_one_is_found(n, folder):
     place = folder / f"last-{n}"
     kept = ModelCheckpoint(place, save_last=True, every_n_train_steps=2, save_top_k=-1)
@@ -289,6 +314,7 @@ CASES = {
     same_as_ddp: (2,),
     sixteen_bits: (2,),
     goes_on_exactly: (2,),
+    goes_on_exactly_inside_a_window: (2,),
     the_last_one_is_found: (2,),
     the_configuration_names_the_optimizer: (1, 2),
     one_engine_at_a_time: (2,),

@@ -230,6 +230,32 @@ def test_a_plan_needs_no_configure_model():
         ModelParallelStrategy().connect(Net())
 
 
+@pytest.mark.parametrize(
+    ("strategy", "flags", "says"),
+    [
+        ({"plan": {"bodies.0": "column"}}, {}, r"names nothing in Net.*The nearest names are 'body"),
+        ({"plan": {"head": "column"}, "data_parallel_size": 1}, {}, "its 1 columns are no multiple of 4"),
+        ({"plan": {"body": "column"}}, {}, r"names 'body', a Sequential"),
+        ({"plan": {"body": "shard"}, "tensor_parallel_size": 4}, {}, "splits nothing over the tensor axis"),
+        ({"plan": PLAN, "tensor_parallel_size": 3}, {}, "does not fit 4 processes"),
+        ({}, {}, r"has no configure_model\(\)"),
+        ({"plan": PLAN}, {"sync_batchnorm": True}, r"SyncBatchNorm runs on GPUs only"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_a_process_starts(tmp_path, monkeypatch, strategy, flags, says):
+    monkeypatch.setattr("subprocess.Popen", lambda *args, **kwargs: pytest.fail("a process was started"))
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    with pytest.raises(ConfigurationError, match=says):
+        Trainer(
+            accelerator="cpu",
+            devices=PROCESSES,
+            strategy=ModelParallelStrategy(**strategy),
+            default_root_dir=tmp_path,
+            **off,
+            **flags,
+        ).fit(Net(), data(4))
+
+
 def test_a_plan_that_names_nothing_is_seen_when_the_module_is_connected():
     with pytest.raises(ConfigurationError, match=r"names nothing in Net.*'body\.\*'"):
         ModelParallelStrategy(plan={"bodies.0": "column"}).connect(Net())

@@ -30,12 +30,14 @@ PROCESSES, SAMPLES, WINDOW = 2, 24, 3
 
 
 class Net(LightningModule):
-    def __init__(self, split=None, manual=False):
+    def __init__(self, split=None, manual=False, compiled=False):
         super().__init__()
         torch.manual_seed(3)
         self.body = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh())
         self.head = nn.Linear(4, 1)
         self.double()
+        if compiled:
+            self.body = torch.compile(self.body, backend="eager")
         self.split, self.automatic_optimization = split, not manual
 
     def configure_model(self):
@@ -88,6 +90,7 @@ CASES = {
     "tensor parallel": (lambda: ModelParallelStrategy(1, 2), tensors, 1),
     "alone": (lambda: "auto", None, 1),
 }
+COMPILED = ("ddp", "fsdp", "fsdp, a folder")
 BY_HAND = ("fsdp", "data parallel", "tensor parallel")
 
 
@@ -119,10 +122,10 @@ def data(batch_size):
     return DataLoader(TensorDataset(x, x.prod(1, keepdim=True)), batch_size=batch_size)
 
 
-def fitted(folder, case, *callbacks, ckpt_path=None, manual=False, split=None):
+def fitted(folder, case, *callbacks, ckpt_path=None, manual=False, split=None, compiled=False):
     """The whole weights after two epochs of six batches, of which three make a step."""
     make, own_split, parts = CASES[case]
-    module = Net(split or own_split, manual)
+    module = Net(split or own_split, manual, compiled)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = Trainer(
         accelerator="cpu",
@@ -162,6 +165,12 @@ def run_all(folder, rank):
             seen[f"{name} resumed"] = fitted(folder, case, ckpt_path=path, manual=manual)
     for one, other in (("fsdp", "data parallel"), ("fsdp", "ddp"), ("ddp", "fsdp")):
         seen[f"{one} to {other}"] = fitted(folder, other, ckpt_path=folder / f"{one}.ckpt")
+    for case in COMPILED:
+        path = folder / f"{case} compiled.ckpt"
+        seen[f"{case} compiled"] = fitted(folder, case, SaveAfter(4, path), compiled=True)
+        for compiled in (True, False):
+            seen[f"{case} compiled, then {compiled}"] = fitted(folder, case, ckpt_path=path, compiled=compiled)
+        seen[f"{case} compiled later"] = fitted(folder, case, ckpt_path=folder / f"{case}.ckpt", compiled=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fitted(folder, "data parallel", SaveAfter(4, folder / "other.ckpt"), split=in_other_types)
@@ -215,6 +224,13 @@ def test_windows_are_summed_as_in_one_process_and_go_on_where_they_were_left(nam
 def test_another_strategy_goes_on_inside_the_window(name, seen, alone):
     for one in seen[:PROCESSES]:
         assert_close(one[name], alone[False])
+
+
+@pytest.mark.parametrize("case", COMPILED)
+@pytest.mark.parametrize("which", ["compiled", "compiled, then True", "compiled, then False", "compiled later"])
+def test_a_compiled_part_saves_and_loads_the_names_of_a_plain_one(case, which, seen, alone):
+    for one in seen[:PROCESSES]:
+        assert_close(one[f"{case} {which}"], alone[False])
 
 
 def test_one_process_keeps_the_means_of_all(seen):

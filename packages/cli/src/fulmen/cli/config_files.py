@@ -11,6 +11,9 @@ from fulmen.fabric.filesystem import exists, get_filesystem, is_dir, is_local, l
 
 _EXTENSIONS = (".yaml", ".yml", ".json")
 _OPTIONS = ("-c", "--config")
+# Beyond what a person writes.
+_DEEPEST = 200
+_MOST_VALUES = 1_000_000
 
 
 def config_files(arguments: Sequence[str]) -> list[str]:
@@ -78,12 +81,14 @@ def key_set_twice(arguments: Sequence[str]) -> tuple[str, str, int, int] | None:
     """A file that sets a key twice in one mapping, of which YAML keeps the last: the file, the key, and both lines.
 
     Raises:
-        RecursionError: With the path of a file that is nested deeper than Python can follow.
+        RecursionError: With the path of a file that is nested deeper than Python can follow, or that names parts of
+            itself by anchors so often that nobody could walk through it.
     """
     import yaml
 
     for path in _all_files(arguments):
         try:
+            _check_extent(_content(path))
             root = yaml.compose(_content(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
             found = _set_twice(root, (), set())
         except (OSError, ValueError, ImportError, yaml.YAMLError):  # told where the file is read
@@ -93,6 +98,34 @@ def key_set_twice(arguments: Sequence[str]) -> tuple[str, str, int, int] | None:
         if found is not None:
             return path, *found
     return None
+
+
+def _check_extent(text: str) -> None:
+    # By events, which need no stack: the composer of libyaml would end the process.
+    import yaml
+
+    sizes: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = []  # the anchor, and how many values so far
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((event.anchor, 1))
+            if len(open_nodes) > _DEEPEST:
+                raise RecursionError
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = open_nodes.pop()
+        elif isinstance(event, yaml.NodeEvent):
+            is_alias = isinstance(event, yaml.AliasEvent)
+            anchor, size = (None, sizes.get(str(event.anchor), 1)) if is_alias else (event.anchor, 1)
+        else:
+            continue
+        if anchor is not None:
+            sizes[anchor] = size
+        if open_nodes:
+            above, so_far = open_nodes[-1]
+            open_nodes[-1] = (above, so_far + size)
+        if size > _MOST_VALUES:
+            raise RecursionError
 
 
 def _set_twice(node: Any, above: tuple[str, ...], seen: set[int]) -> tuple[str, int, int] | None:

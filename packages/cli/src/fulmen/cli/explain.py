@@ -101,7 +101,7 @@ class _Words:
         return f"{what}. The arguments were not accepted, and nothing was started. {self._help()}"
 
     def _unknown_flag(self) -> str:
-        first = self.complaint.name.split()[0].partition("=")[0]
+        first = (self.complaint.name.split() or [""])[0].partition("=")[0]  # an argument may be blank
         variable = next((one.variable for one in self.parser.settings if f"--{one.option}" == first), None)
         if variable is not None:
             near = _nearest(first.lstrip("-"), self._option_names())

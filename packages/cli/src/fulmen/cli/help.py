@@ -19,7 +19,7 @@ _MIN_WIDTH = 40
 _INDENT = 2
 # Bases that others stand on, and what strategies make for themselves.
 _NOT_TO_CHOOSE = re.compile(
-    r"\.(?:base|core)\.|^torch\.(?!optim)|\.strategies\.(?:parallel|sharded|on_xla|deepspeed_engine)\.|\.ParallelStrategy$"
+    r"\.(?:base|core)\.|^torch\.(?!optim)|\.strategies\.(?:parallel|sharded|on_xla|deepspeed\.engine)\.|\.ParallelStrategy$"
 )
 _HELP_AT = 30  # the column in which explanations begin
 _MIN_HELP_WIDTH = 24

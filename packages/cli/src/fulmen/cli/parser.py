@@ -311,7 +311,7 @@ class LightningArgumentParser(ArgumentParser):
         try:
             twice = key_set_twice(arguments)
         except RecursionError as error:
-            self.error(f"The config file {error} is nested too deeply to be read", error)
+            self.error(f"The config file {error} is nested too deeply to be read, in itself or by its anchors", error)
         if twice is not None:
             path, key, *lines = twice
             again = Complaint(Kind.SET_TWICE, f"{key} is set twice", (key,), path, wanted=tuple(map(str, lines)))

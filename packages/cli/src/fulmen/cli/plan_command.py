@@ -5,12 +5,19 @@ The subcommand `plan` of `lightning-cli`. It reads the configuration of a fit as
 
 from __future__ import annotations
 
+import argparse
 import json
+from collections.abc import Sequence
 from typing import Any, Final
+
+from fulmen.fabric.errors import ConfigurationError
 
 NAME: Final = "plan"
 # So that the configuration of a fit can be read.
 like = "fit"
+# Of the options of a fit, those that a forecast has no use for: a configuration may have them.
+_OF_A_FIT: Final = ("weights_only", "curves")
+_CHECKPOINT: Final = "ckpt_path"
 
 
 def add_arguments(parser: Any) -> None:
@@ -19,7 +26,27 @@ def add_arguments(parser: Any) -> None:
     Args:
         parser: Has the options of trainer, model and data already.
     """
+    for action in parser._actions:
+        if action.dest in _OF_A_FIT:
+            action.help = argparse.SUPPRESS
+        elif action.dest == _CHECKPOINT:
+            action.help = "A checkpoint: the model is made with its hyperparameters. Its weights are not read."
     parser.add_argument("--json", type=bool, default=False, help="JSON in the place of tables.")
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse what would change nothing.
+
+    Raises:
+        ConfigurationError: If an option of a fit is among them.
+    """
+    for name in _OF_A_FIT:
+        given = next((one for one in arguments if one.partition("=")[0] == f"--{name}"), None)
+        if given is not None:
+            raise ConfigurationError(
+                f"lightning-cli plan {given} would change nothing. A forecast is made of shapes: it reads no weights,"
+                " and draws nothing. Leave it out; in the file of a --config it may stay."
+            )
 
 
 def run(cli: Any, json: bool = False, **arguments: Any) -> None:

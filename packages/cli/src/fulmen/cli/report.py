@@ -44,7 +44,7 @@ def report(trainer: Trainer, *, curves: bool | None = None) -> str:
             path = saver.path or join(folder, saver.config_filename)  # no path: another process has saved it
             if exists(path):
                 found["configuration"] = _short(path)
-    if "metrics" in found and is_local(metrics):
+    if "metrics" in found:
         picture = _draw(metrics, curves)
         if picture is not None:
             found["curves"] = _short(picture)

@@ -74,6 +74,9 @@ class AnyModel(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Make `self.config` of the arguments."""
         parser.epilogue = self._epilogue
+        given = sys.argv[1:] if args is None else args
+        if isinstance(given, list) and given[:1] == [plan_command.NAME]:
+            plan_command.check_arguments(given[1:])
         super().parse_arguments(parser, args)
         self._curves: bool | None = self.config[self.config["subcommand"]].pop(_CURVES, None)
         if self._curves:

@@ -36,6 +36,7 @@ from fulmen.fabric.checks import (
     warn_about_strangers,
 )
 from fulmen.fabric.collectives.tensors import parse_reduce_op
+from fulmen.fabric.compiled import unwrap_compiled
 from fulmen.fabric.data.resumable import ResumableLoader
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, NotLaunchedError
 from fulmen.fabric.flag_meanings import flag_meaning
@@ -58,7 +59,6 @@ from fulmen.fabric.wrappers import (
     compiled_like,
     overrides_backward,
     unwrap,
-    unwrap_compiled,
 )
 
 T = TypeVar("T")

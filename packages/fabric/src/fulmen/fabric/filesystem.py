@@ -83,6 +83,10 @@ def list_dir(path: PathLike) -> list[str]:
             return sorted(os.listdir(local_path(path)))
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # there can be no such folder
+                return []
+            raise
     filesystem = get_filesystem(path)
     # Object stores answer from a cache that other processes do not refresh.
     filesystem.invalidate_cache()

@@ -7,6 +7,7 @@ import importlib
 import os
 import random
 import sys
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -171,16 +172,9 @@ def collect_rng_state(include_cuda: bool = True) -> dict[str, Any]:
 
     Made of tensors, lists, numbers and strings: `torch.load(weights_only=True)` takes it.
     """
-    version, numbers, gauss_next = random.getstate()
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "python": [version, torch.tensor(numbers), gauss_next],
-    }
     numpy = _numpy(load=False)
-    # Programs may put another bit generator in; only this one has a state of this form.
-    if numpy is not None and numpy.random.get_state(legacy=False)["bit_generator"] == "MT19937":
-        name, keys, position, has_gauss, gauss = numpy.random.get_state()
-        state["numpy"] = [str(name), torch.tensor(keys.tolist()), int(position), int(has_gauss), float(gauss)]
+    numpy_state = None if numpy is None else numpy.random.get_state(legacy=False)
+    state = plain_rng_state(torch.get_rng_state(), random.getstate(), numpy_state)
     # Asking for the state would initialise CUDA, and a process that has done so cannot fork any more.
     if include_cuda and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
@@ -189,6 +183,21 @@ def collect_rng_state(include_cuda: bool = True) -> dict[str, Any]:
     xla = _xla_in_use()
     if xla is not None:
         state["xla"] = xla.get_rng_state()
+    return state
+
+
+def plain_rng_state(
+    torch_state: torch.Tensor, python_state: tuple[Any, ...], numpy_state: dict[str, Any] | None
+) -> dict[str, Any]:
+    """States of the three generators of the CPU, as those give them, in the form of `collect_rng_state`."""
+    version, numbers, gauss_next = python_state
+    words = torch.frombuffer(array("q", numbers), dtype=torch.int64)  # from a tuple, torch takes five times as long
+    state = {"torch": torch_state, "python": [version, words, gauss_next]}
+    # Programs may put another bit generator in; only this one has a state of this form.
+    if numpy_state is not None and numpy_state["bit_generator"] == "MT19937":
+        keys, position = numpy_state["state"]["key"], numpy_state["state"]["pos"]
+        rest = [int(position), int(numpy_state["has_gauss"]), float(numpy_state["gauss"])]
+        state["numpy"] = ["MT19937", torch.from_numpy(keys.astype("int64")), *rest]
     return state
 
 

@@ -34,10 +34,9 @@ from fulmen.fabric.launchers.spawn import SpawnLauncher
 from fulmen.fabric.seeding import isolate_rng
 from fulmen.fabric.strategies.base import Strategy
 from fulmen.fabric.strategies.capabilities import SetsUpTogether
-from fulmen.fabric.strategies.mesh_axes import DATA, REPLICATE, TENSOR, every_mesh
+from fulmen.fabric.strategies.meshes import meshes as meshes
 from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy
 from fulmen.fabric.strategies.parallel import ParallelStrategy
-from fulmen.fabric.strategies.plan import Plan
 from fulmen.fabric.trees import convert_tensors, leaves, map_tensors, move_data_to_device
 from fulmen.fabric.wrappers import unwrap
 
@@ -61,7 +60,7 @@ def assert_parity(
     seed: int = 0,
     start_method: Literal["fork", "spawn", "forkserver"] | None = None,
     each_step: bool = True,
-) -> None:
+) -> dict[str, float]:
     """Train a module under a strategy, in real processes, and plainly in one; after every step, compare the weights.
 
     Each process trains on its share of every batch, and beside it a plain copy on all of it, without Fabric. What one
@@ -85,6 +84,9 @@ def assert_parity(
         start_method: How to start processes where the strategy would run the script again. By default "fork", which
             takes lambdas and local functions too; "spawn" where CUDA is in use.
         each_step: Compare after every step; False only after the last, which is faster with many processes.
+
+    Returns:
+        For each strategy, the largest difference of any weight on any process.
 
     Raises:
         AssertionError: Weights differ; says which, since which step, by how much, and on which rank.
@@ -110,43 +112,13 @@ def assert_parity(
         fabrics = [Fabric(accelerator=accelerator, strategy=one, devices=devices) for one in chosen.values()]
         found = _launch(fabrics, plan, start_method)
     reports = [
-        _report(differences, plan, f"{name} on {devices} devices")
-        for name, differences in zip(chosen, found, strict=True)
-        if differences
+        _report(one.differences, plan, f"{name} on {devices} devices")
+        for name, one in zip(chosen, found, strict=True)
+        if one.differences
     ]
     if reports:
         raise AssertionError("\n".join(reports))
-
-
-def meshes(
-    num_processes: int, plan: Mapping[str, Any], *, largest_tensor_parallel_size: int | None = None
-) -> dict[str, Strategy]:
-    """A `ModelParallelStrategy` for every mesh that so many processes can form, for `assert_parity`.
-
-    Args:
-        num_processes: How many processes.
-        plan: As for `ModelParallelStrategy`. Where it splits no tensors, no mesh has a tensor axis; where it splits
-            sequences, there is every context too.
-        largest_tensor_parallel_size: Leave out what splits tensors over more processes, as where heads do not divide.
-    """
-    found: dict[str, Strategy] = {}
-    named = Plan(plan)
-    for sizes in every_mesh(num_processes):
-        tensors = sizes.of(TENSOR)
-        if tensors > 1 and (not named.splits_tensors or tensors > (largest_tensor_parallel_size or tensors)):
-            continue
-        for context in range(1, sizes.of(DATA) + 1 if named.splits_sequences else 2):
-            if sizes.of(DATA) % context:
-                continue
-            shown = [f"{axis} {sizes.of(axis)}" for axis in sizes.names] + [f"context {context}"] * (context > 1)
-            found[" x ".join(shown)] = ModelParallelStrategy(
-                plan=plan,
-                replicate_size=sizes.of(REPLICATE),
-                data_parallel_size=sizes.of(DATA),
-                tensor_parallel_size=tensors,
-                context_parallel_size=context,
-            )
-    return found
+    return {name: one.largest for name, one in zip(chosen, found, strict=True)}
 
 
 def _chosen(strategy: str | Strategy | Callable[[], Strategy] | Mapping[str, Strategy]) -> dict[str, str | Strategy]:
@@ -214,6 +186,14 @@ class _Difference:
     total: float = 0.0  # of the weight: tells replicas that agree from those that drifted apart
 
 
+@dataclass
+class _Comparison:
+    """What a comparison of weights has found; the largest difference also where it is allowed."""
+
+    differences: list[_Difference]
+    largest: float = 0.0
+
+
 def _check_alone() -> None:
     if torch.distributed.is_initialized() or "LOCAL_RANK" in os.environ:
         raise ConfigurationError(
@@ -222,7 +202,7 @@ def _check_alone() -> None:
         )
 
 
-def _launch(fabrics: list[Fabric], plan: _Plan, start_method: Any) -> list[list[_Difference]]:
+def _launch(fabrics: list[Fabric], plan: _Plan, start_method: Any) -> list[_Comparison]:
     """The differences under each strategy."""
     first = fabrics[0].strategy
     if len(fabrics) == 1 and not isinstance(first.launcher, ScriptLauncher):
@@ -241,29 +221,31 @@ def _launch(fabrics: list[Fabric], plan: _Plan, start_method: Any) -> list[list[
     num_processes = first.num_processes if isinstance(first, ParallelStrategy) else 1
     environment = getattr(first, "cluster_environment", None) or LightningEnvironment()
     processes = SpawnLauncher(environment, num_processes, start_method=start_method)
-    found: list[list[_Difference]] = processes.launch(_train_each, fabrics, plan)
+    found: list[_Comparison] = processes.launch(_train_each, fabrics, plan)
     return found
 
 
-def _train_each(fabrics: list[Fabric], plan: _Plan) -> list[list[_Difference]]:
+def _train_each(fabrics: list[Fabric], plan: _Plan) -> list[_Comparison]:
     return [fabric.launch(_train, plan) for fabric in fabrics]
 
 
-def _train(fabric: Fabric, plan: _Plan) -> list[_Difference]:
+def _train(fabric: Fabric, plan: _Plan) -> _Comparison:
     """What each process does; the differences of all."""
     with _default_dtype(plan.dtype):
         mine = _train_both(fabric, plan)
     everywhere = [fabric.broadcast(mine, src=rank) for rank in range(fabric.world_size)]
-    return [difference for of_rank in everywhere for difference in of_rank]
+    differences = [difference for of_rank in everywhere for difference in of_rank.differences]
+    return _Comparison(differences, max(of_rank.largest for of_rank in everywhere))
 
 
-def _train_both(fabric: Fabric, plan: _Plan) -> list[_Difference]:
+def _train_both(fabric: Fabric, plan: _Plan) -> _Comparison:
     plain = _build(plan).to(fabric.device)
     plain_optimizer = plan.optimizer(plain.parameters())
     before = {name: value.clone() for name, value in _weights(plain).items()}
     model, optimizer = _set_up(fabric, _build(plan), plan)
 
     found: dict[str, _Difference] = {}
+    largest = 0.0
     for step in range(plan.num_steps):
         for place in range(plan.accumulate):
             batch = move_data_to_device(plan.batches[step * plan.accumulate + place], fabric.device)
@@ -274,7 +256,7 @@ def _train_both(fabric: Fabric, plan: _Plan) -> list[_Difference]:
             if isinstance(fabric.strategy, ModelParallelStrategy):
                 mine = fabric.strategy.part_of_sequence(mine)
             with fabric.no_backward_sync(model) if waits else nullcontext():
-                fabric.backward(plan.loss(model, mine) / plan.accumulate)
+                _backward(fabric, model, mine, plan)
             (plan.loss(plain, batch) / plan.accumulate).backward()
         if plan.max_norm is not None:
             fabric.clip_gradients(model, optimizer, max_norm=plan.max_norm)
@@ -287,9 +269,12 @@ def _train_both(fabric: Fabric, plan: _Plan) -> list[_Difference]:
             one.zero_grad()
         if not plan.each_step and step < plan.num_steps - 1:
             continue
-        for difference in _compare(
-            _weights_of(fabric, model), _weights(plain), plan.tolerance, fabric.global_rank, step
-        ):
+        ours, expected = _weights_of(fabric, model), _weights(plain)
+        if isinstance(fabric.strategy, ModelParallelStrategy):  # of a pipeline, each process has its stages
+            expected = {name: one for name, one in expected.items() if fabric.strategy.holds(model, name)}
+        compared = _compare(ours, expected, plan.tolerance, fabric.global_rank, step)
+        largest = max(largest, compared.largest)
+        for difference in compared.differences:
             found.setdefault(difference.name, difference)
     if all(torch.equal(value, before[name]) for name, value in _weights(plain).items()):
         raise ConfigurationError(
@@ -298,7 +283,14 @@ def _train_both(fabric: Fabric, plan: _Plan) -> list[_Difference]:
             " Check that parameters require gradients, that the loss depends on them, and that the learning rate is"
             " not 0."
         )
-    return list(found.values())
+    return _Comparison(list(found.values()), largest)
+
+
+def _backward(fabric: Fabric, model: Any, batch: Any, plan: _Plan) -> None:
+    if isinstance(fabric.strategy, ModelParallelStrategy):
+        fabric.strategy.forward_backward(lambda *step: plan.loss(*step) / plan.accumulate, model, batch)
+    else:
+        fabric.backward(plan.loss(model, batch) / plan.accumulate)
 
 
 def _set_up(fabric: Fabric, module: nn.Module, plan: _Plan) -> Any:
@@ -345,7 +337,9 @@ def _cut(batch: Any, num_shares: int, place: int) -> Any:
 def _weights(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers, whole, by the names that the user knows. Every process must ask."""
     state = module.state_dict()
-    return {name: _whole(value.detach()) for name, value in state.items() if isinstance(value, Tensor)}
+    return {
+        name: _whole(value.detach()) for name, value in state.items() if isinstance(value, Tensor) and not value.is_meta
+    }
 
 
 def _whole(tensor: Any) -> Tensor:
@@ -355,24 +349,29 @@ def _whole(tensor: Any) -> Tensor:
 
 def _compare(
     ours: Mapping[str, Tensor], plain: Mapping[str, Tensor], tolerance: float, rank: int, step: int
-) -> Iterator[_Difference]:
+) -> _Comparison:
+    compared = _Comparison([])
     for name in [*plain, *(name for name in ours if name not in plain)]:
         if name not in ours or name not in plain:
             side = "is missing under the strategy" if name not in ours else "is not in the plain module"
-            yield _Difference(rank, step, name, side)
+            compared.differences.append(_Difference(rank, step, name, side))
             continue
         one, other = ours[name].to(plain[name].device), plain[name]
         if one.shape != other.shape:
             message = f"has the shape {list(one.shape)}, and {list(other.shape)} in one process"
-            yield _Difference(rank, step, name, message)
+            compared.differences.append(_Difference(rank, step, name, message))
             continue
         apart = (one.to(torch.promote_types(one.dtype, torch.float64)) - other).abs()
+        if apart.numel():
+            compared.largest = max(compared.largest, float(apart.max()))
         if not bool((apart <= tolerance).all()):  # so that NaN does not pass
             worst = int(apart.nan_to_num(float("inf")).argmax())
             place = [int(index) for index in torch.unravel_index(torch.tensor(worst), one.shape)]
             size = float(apart.flatten()[worst])
             values = f"{float(one.flatten()[worst]):.6g} instead of {float(other.flatten()[worst]):.6g}"
-            yield _Difference(rank, step, name, f"differs by {size:.2e}: {values} at {place}", float(one.sum()))
+            message = f"differs by {size:.2e}: {values} at {place}"
+            compared.differences.append(_Difference(rank, step, name, message, float(one.sum())))
+    return compared
 
 
 def _report(differences: Sequence[_Difference], plan: _Plan, what: str) -> str:

@@ -7,7 +7,6 @@ device, 32 bit), a call goes straight to the wrapped object. Knows no Fabric.
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from fulmen.fabric.compiled import load_plain_state, plain_state, unwrap_compiled
 from fulmen.fabric.data.resumable import ResumableLoader
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, ForwardBypassedError, UnknownMethodError
 from fulmen.fabric.forward_redirect import call_through_forward
@@ -177,11 +177,11 @@ class FabricModule(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The state of the user's module, without any trace of a wrapper in its keys."""
-        return self.module.state_dict(*args, **kwargs)
+        return plain_state(self.module, *args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load into the user's module."""
-        return self.module.load_state_dict(state_dict, strict=strict, assign=assign)
+        return load_plain_state(self.module, state_dict, strict, assign=assign)
 
     def __getattr__(self, name: str) -> Any:
         attributes = self.__dict__
@@ -404,12 +404,16 @@ def check_wrappable(caller: str, kind: type, *objects: object) -> None:
                 " setup: `fabric.to_device` moves anything."
             )
         groups = obj.param_groups if isinstance(obj, Optimizer) else ()
-        if any(parameter.is_meta for group in groups for parameter in group["params"]):
+        if any(_lacks_data(parameter) for group in groups for parameter in group["params"]):
             raise ConfigurationError(
                 f"fabric.{caller}(...) got a {type(obj).__name__} of parameters on the meta device."
                 " There are no numbers to train. Give the module its data with `module.to_empty(device=...)` before you"
                 " build the optimizer."
             )
+
+
+def _lacks_data(parameter: Any) -> bool:
+    return parameter.is_meta and not getattr(parameter, "is_in_another_stage", False)
 
 
 def _shown(obj: object) -> str:
@@ -424,15 +428,6 @@ def unwrap(obj: Any) -> Any:
         return unwrap_compiled(obj._forward_module)
     if isinstance(obj, FabricOptimizer):
         return obj.optimizer
-    return obj
-
-
-def unwrap_compiled(obj: Any) -> Any:
-    """The module inside a `torch.compile`d one; anything else as it is."""
-    # torch._dynamo is slow to import; where it was never imported, nothing is compiled.
-    frames = sys.modules.get("torch._dynamo.eval_frame")
-    if frames is not None and isinstance(obj, frames.OptimizedModule):
-        return obj._orig_mod
     return obj
 
 

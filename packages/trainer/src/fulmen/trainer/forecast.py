@@ -82,7 +82,14 @@ def forecast_of_fit(
         num_samples=len(dataset) if countable else None,  # type: ignore[arg-type]  # just asked
         batch_size=getattr(loader, "batch_size", None),
         accumulate=trainer.accumulate_grad_batches,
+        max_norm=_norm_to_clip_to(trainer),
     )
+
+
+def _norm_to_clip_to(trainer: Trainer) -> float | None:
+    if str(trainer.gradient_clip_algorithm or "norm") != "norm" or not trainer.gradient_clip_val:
+        return None
+    return float(trainer.gradient_clip_val)
 
 
 class _Nowhere:

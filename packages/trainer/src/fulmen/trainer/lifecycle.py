@@ -18,8 +18,10 @@ from fulmen.trainer.checkpoint.paths import NOTHING, Choice
 from fulmen.trainer.checkpoint.whole import load_whole
 from fulmen.trainer.connectors.callbacks import with_callbacks_of
 from fulmen.trainer.connectors.data import prepare_data
+from fulmen.trainer.core.hparams import INSTANTIATOR_KEY
+from fulmen.trainer.core.loading import CLASS_PATH_KEY
 from fulmen.trainer.core.module import LightningModule
-from fulmen.trainer.errors import InterruptedBySignal, StopRun
+from fulmen.trainer.errors import InterruptedBySignal, MisconfigurationException, StopRun
 from fulmen.trainer.hooks.table import Listener
 from fulmen.trainer.metrics.merging import share_of
 from fulmen.trainer.optimization.configure import offer_optimizers
@@ -154,7 +156,8 @@ def _set_up(context: RunContext, plan: Plan) -> None:
             log_dir=plan.log_dir() if plan.log_dir is not None else None,
         )
     prepare_data(hooks, data, module, strategy)
-    _open_loggers(context)
+    # Callbacks may read in `setup` where a tracker keeps this run.
+    metrics.outlets.open(metrics.loggers, context.settings.default_root_dir)
     hooks.setup(stage=str(entry))
     strategy.barrier("setup")
     hooks.compile()  # callbacks may have come or gone in setup
@@ -173,7 +176,9 @@ def _set_up(context: RunContext, plan: Plan) -> None:
     if entry is EntryPoint.FIT:
         hooks.on_fit_start()
         hooks.compile()
-    _introduce(context, module)
+    logs_hparams = context.settings.enable_autolog_hparams and metrics.loggers
+    hparams = _hparams_to_log(module, data.datamodule) if logs_hparams else None
+    metrics.outlets.introduce(metrics.loggers, hparams, module)
     if checkpoint is not None and entry is EntryPoint.FIT:
         own = restore.own_state(checkpoint)
         restore.restore_training(context, checkpoint, partial(_load_loops, plan, own))
@@ -205,32 +210,38 @@ def _load_loops(plan: Plan, own: dict[str, Any], loops: Mapping[str, Any]) -> No
         plan.load_loops(loops, own)
 
 
-def _open_loggers(context: RunContext) -> None:
-    """Callbacks may read in `setup` where a tracker keeps this run."""
-    for logger in context.metrics.loggers:
-        logger.keep_in(context.settings.default_root_dir)
-        if logger.opens_first:
-            _ = logger.experiment
-
-
-def _introduce(context: RunContext, module: LightningModule) -> None:
-    """Tell the loggers what is going to run."""
-    settings, data = context.settings, context.data
-    for logger in context.metrics.loggers:
-        if settings.enable_autolog_hparams:
-            hparams = _hparams_to_log(module, data.datamodule)
-            if hparams is not None:
-                logger.log_hyperparams(hparams)
-        logger.log_graph(module)
-        logger.save()
-
-
 def _hparams_to_log(module: LightningModule, datamodule: Any) -> Mapping[str, Any] | None:
     initial: dict[str, Any] = {}
     for owner in (module, datamodule):
-        if owner is not None and owner.logs_hparams:
-            initial.update(owner.hparams_initial)
+        if owner is None or not owner.logs_hparams:
+            continue
+        # How the command line built it is no hyperparameter.
+        own = {
+            key: value for key, value in owner.hparams_initial.items() if key not in (CLASS_PATH_KEY, INSTANTIATOR_KEY)
+        }
+        differ = [name for name in own if name in initial and not _is_same(initial[name], own[name])]
+        if differ:
+            first, name = type(module).__name__, differ[0]
+            raise MisconfigurationException(
+                f"{first} and {type(owner).__name__} both have the hyperparameters {', '.join(map(repr, differ))}, with"
+                f" different values: {name!r} is {initial[name]!r} and {own[name]!r}. Loggers get those of both as one."
+                " Give one of them another name, or pass logger=False to one of the save_hyperparameters(...)."
+            )
+        initial.update(own)
     return initial or None
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Are these equal? Tensors and arrays too, whose `==` gives many answers; what cannot be compared is not."""
+    if one is other:
+        return True
+    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
+        return isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) and torch.equal(one, other)
+    try:
+        answer: Any = one == other
+        return bool(answer.all() if hasattr(answer, "all") else answer)
+    except Exception:
+        return False
 
 
 @dataclass
@@ -327,17 +338,21 @@ def _global_settings(context: RunContext) -> Iterator[None]:
     benchmark = torch.backends.cudnn.benchmark
     # Called only if asked for: the first call imports torch's compiler, which takes seconds.
     changes = settings.deterministic is not None
-    if changes:
-        # https://docs.nvidia.com/cuda/cublas/#results-reproducibility: cuBLAS needs it, and reads it once.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(bool(settings.deterministic), warn_only=settings.deterministic == "warn")
-    if settings.benchmark is not None:
-        torch.backends.cudnn.benchmark = settings.benchmark
-    elif settings.deterministic:
-        torch.backends.cudnn.benchmark = False
+    # https://docs.nvidia.com/cuda/cublas/#results-reproducibility: cuBLAS needs it, and reads it once.
+    sets_cublas = changes and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
     try:
+        if sets_cublas:
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        if changes:
+            torch.use_deterministic_algorithms(bool(settings.deterministic), warn_only=settings.deterministic == "warn")
+        if settings.benchmark is not None:
+            torch.backends.cudnn.benchmark = settings.benchmark
+        elif settings.deterministic:
+            torch.backends.cudnn.benchmark = False
         yield
     finally:
+        if sets_cublas:
+            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
         if changes:
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import argparse
 import bisect
-import csv
 import math
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from fulmen.fabric.errors import CheckpointError, ConfigurationError, MisconfigurationException
-from fulmen.fabric.loggers.csv import MetricsFile
-from fulmen.fabric.loggers.waiting_rows import read_waiting_rows
+from fulmen.fabric.filesystem import atomic_open, exists, is_dir, is_local, join, make_dirs
+from fulmen.fabric.loggers.csv import MetricsFile, read_metrics
 from fulmen.fabric.optional_packages import require
 from fulmen.trainer.checkpoint.kept import Kept, best_in
 
@@ -35,7 +34,13 @@ _FAINT = "#B8B8B8"
 
 _STAGE = re.compile(r"^(train|val|valid|validation|test)[_/.-]+(.+)$|^(.+)[_/.-](train|val|valid|validation|test)$")
 _GRAIN = re.compile(r"^(.+)_(step|epoch)$")
-_RATE = re.compile(r"^(lr|learning_rate)([-_/.].*)?$")
+_LOADER = re.compile(r"^(.+)/dataloader_idx_(\d+)$")
+_RATE = re.compile(r"^(lr|learning_rate)([-_/.].*)?(?<!-momentum)(?<!-weight_decay)$")
+
+_RATE_COLOURS = ("#333333", "#CC79A7", "#56B4E9", "#E69F00", "#8C6BB1", "#999999")
+_LINES = ("-", "--", ":", "-.")
+_MAX_PANELS = 30  # a picture that nobody can take in shows nothing
+_COLUMNS_FROM = (7, 15)  # so many panels, and there are two columns, and three
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Curve:
         quantity: What is measured, without the stage: "loss".
         stage: "train", "val", "test", or "" if the name says none.
         grain: "step", "epoch", or "" if the name says none.
+        loader: The number of the dataloader, "" if there is one.
         steps: Where.
         values: What.
     """
@@ -53,6 +59,7 @@ class Curve:
     quantity: str
     stage: str
     grain: str
+    loader: str = ""
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
 
@@ -61,7 +68,7 @@ def plot_metrics(csv_path_or_run_dir: str | Path, png_path: str | Path | None = 
     """Draw what a CSV logger wrote.
 
     Args:
-        csv_path_or_run_dir: The folder of a run (`lightning_logs/version_0`), or its `metrics.csv`.
+        csv_path_or_run_dir: The folder of a run (`lightning_logs/version_0`), or its `metrics.csv`; local or remote.
         png_path: Where the picture goes; by default `curves.png` beside the metrics.
 
     Returns:
@@ -71,46 +78,52 @@ def plot_metrics(csv_path_or_run_dir: str | Path, png_path: str | Path | None = 
         ConfigurationError: If there are no such metrics, or nothing in them to draw.
         MissingPackageError: If matplotlib is not installed.
     """
-    source = Path(csv_path_or_run_dir)
-    if source.is_dir():
-        source = source / MetricsFile.NAME_METRICS_FILE
-    if not source.is_file():
+    source = os.fspath(csv_path_or_run_dir)
+    if is_dir(source):
+        source = join(source, MetricsFile.NAME_METRICS_FILE)
+    if not exists(source):
         raise ConfigurationError(
             f"plot_metrics({str(csv_path_or_run_dir)!r}) finds no metrics. It reads {MetricsFile.NAME_METRICS_FILE!r},"
-            f" which CSVLogger writes, and there is no file {str(source)!r}. Pass the folder of a run, or the file."
+            f" which CSVLogger writes, and there is no file {source!r}. Pass the folder of a run, or the file."
         )
     curves, epochs = read_curves(source)
     if not curves:
         raise ConfigurationError(
-            f"plot_metrics({str(csv_path_or_run_dir)!r}) has nothing to draw. The file {str(source)!r} holds no number"
+            f"plot_metrics({str(csv_path_or_run_dir)!r}) has nothing to draw. The file {source!r} holds no number"
             " beside step and epoch. Log something with self.log, or pass another run."
         )
-    target = Path(png_path) if png_path is not None else source.with_name(PICTURE_NAME)
-    _draw(curves, Axis(epochs), _best_of(source.parent), title=_title(source.parent), target=target)
-    return str(target)
+    run_dir = os.path.dirname(source)
+    target = os.fspath(png_path) if png_path is not None else join(run_dir, PICTURE_NAME)
+    figure = _draw(curves, Axis(epochs), _best_of(run_dir), title=_title(run_dir))
+    if folder := os.path.dirname(target):
+        make_dirs(folder)
+    with atomic_open(target) as file:
+        figure.savefig(file, format=os.path.splitext(target)[1].removeprefix(".") or "png")
+    return target
 
 
-def read_curves(csv_path: Path) -> tuple[list[Curve], dict[int, int]]:
+def read_curves(csv_path: str) -> tuple[list[Curve], dict[int, int]]:
     """The columns of a metrics file as curves, and the last step of each epoch."""
     found: dict[str, Curve] = {}
     epochs: dict[int, int] = {}
-    with open(csv_path, newline="", encoding="utf-8") as file:
-        table = csv.DictReader(file)
-        waiting = read_waiting_rows(str(csv_path.with_name(MetricsFile.NAME_WAITING_FILE)), table.fieldnames or ())
-        for row in chain(table, waiting):
-            step = _number(row.get("step"))
-            if step is None:
+    for row in read_metrics(csv_path):
+        step = _number(row.get("step"))
+        if step is None:
+            continue
+        epoch = _number(row.get("epoch"))
+        if epoch is not None:
+            epochs[int(epoch)] = max(epochs.get(int(epoch), 0), int(step))
+        for name, text in row.items():
+            value = _number(text)
+            if value is None or name in ("step", "epoch"):
                 continue
-            epoch = _number(row.get("epoch"))
-            if epoch is not None:
-                epochs[int(epoch)] = max(epochs.get(int(epoch), 0), int(step))
-            for name, text in row.items():
-                value = _number(text)
-                if value is None or name in ("step", "epoch"):
-                    continue
-                curve = found.setdefault(name, _curve_named(name))
-                curve.steps.append(int(step))
-                curve.values.append(value)
+            curve = found.setdefault(name, _curve_named(name))
+            if curve.steps and curve.steps[-1] >= step + (curve.grain != "epoch"):
+                # A run that went on from before: what comes last is what counts, and an epoch ends once.
+                kept = bisect.bisect_left(curve.steps, step)
+                del curve.steps[kept:], curve.values[kept:]
+            curve.steps.append(int(step))
+            curve.values.append(value)
     return list(found.values()), epochs
 
 
@@ -148,17 +161,18 @@ class Axis:
 
 
 def _curve_named(name: str) -> Curve:
-    grain = ""
-    base = name
-    if match := _GRAIN.match(name):
+    base, grain, loader = name, "", ""
+    if match := _LOADER.match(base):
+        base, loader = match[1], match[2]
+    if match := _GRAIN.match(base):
         base, grain = match[1], match[2]
     if match := _STAGE.match(base):
         stage = match[1] or match[4]
-        return Curve(match[2] or match[3], "val" if stage.startswith("val") else stage, grain)
-    return Curve(base, "", grain)
+        return Curve(match[2] or match[3], "val" if stage.startswith("val") else stage, grain, loader)
+    return Curve(base, "", grain, loader)
 
 
-def _draw(curves: Sequence[Curve], axis: Axis, best: Kept | None, *, title: str, target: Path) -> None:
+def _draw(curves: Sequence[Curve], axis: Axis, best: Kept | None, *, title: str) -> Any:
     require("matplotlib", purpose="plot_metrics")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -169,56 +183,93 @@ def _draw(curves: Sequence[Curve], axis: Axis, best: Kept | None, *, title: str,
         if curve not in rates:
             panels.setdefault(curve.quantity, []).append(curve)
     names = sorted(
-        panels, key=lambda name: (len({curve.stage for curve in panels[name]}) < 2, "loss" not in name, name)
+        panels,
+        key=lambda name: (len({curve.stage for curve in panels[name]}) < 2, "loss" not in name, _with_numbers(name)),
     )
-    heights = [3.0] * len(names) + ([1.4] if rates else [])
+    place = _place_of(best, axis)
+    words = [title]
+    if best is not None and place is not None:
+        words.append(f"Dotted: {_in_words(best)}.")
+    if len(names) > _MAX_PANELS:
+        words.append(f"{_MAX_PANELS} of {len(names)} quantities.")
+        names = names[:_MAX_PANELS]
+    num_columns = 1 + sum(len(names) >= count for count in _COLUMNS_FROM)
+    num_rows = -(-len(names) // num_columns)
+    heights = [3.0 if num_columns == 1 else 2.2] * num_rows + ([1.6] if rates else [])
     # A figure of its own, not pyplot's: nothing global changes, and no window opens.
-    figure = Figure(figsize=(8.0, sum(heights) + 1.0), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8.0 if num_columns == 1 else 5.0 * num_columns, sum(heights) + 1.0), dpi=150)
+    figure.set_layout_engine("constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, x=0.02, ha="left", fontsize=11, color=_INK)
-    grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})
-    axes = [row[0] for row in grid]
+    figure.suptitle(_wrapped("   ".join(words), 75 * num_columns), x=0.02, ha="left", fontsize=10, color=_INK)
+    grid = figure.add_gridspec(len(heights), num_columns, height_ratios=heights)
+    axes: list[Any] = []
+    for number in range(len(names)):
+        cell = grid[number // num_columns, number % num_columns]
+        axes.append(figure.add_subplot(cell, sharex=axes[0] if axes else None))
     shown: set[str] = set()
-    for name, ax in zip(names, axes, strict=False):
-        _panel(ax, name, panels[name], axis)
-        stages = {curve.stage for curve in panels[name]} - {""}
-        if not stages <= shown:  # the colours mean the same in all panels
+    for name, ax in zip(names, axes, strict=True):
+        _style(ax, _wrapped(name, 90 // num_columns))
+        labels = _panel(ax, panels[name], axis)
+        if not labels <= shown:  # the colours mean the same in all panels
             ax.legend(framealpha=0.9, edgecolor="none", fontsize=9, labelcolor=_INK, loc="best")
-            shown |= stages
+            shown |= labels
     if rates:
+        axes.append(figure.add_subplot(grid[-1, :], sharex=axes[0] if axes else None))
+        _style(axes[-1], "learning rate")
         _rate_panel(axes[-1], rates, axis)
-    if best is not None and best.epoch is not None:
-        _mark_best(axes, panels, names, axis, best)
-    figure.align_ylabels(axes)
-    axes[-1].set_xlabel("epochs" if axis.in_epochs else "step", color=_INK)
+    if best is not None and place is not None:
+        _mark_best(dict(zip(names, axes, strict=False)), axes, best, place)
+    _label_steps(axes, axis, num_columns, first=min(axis.place(min(curve.steps)) for curve in curves))
+    return figure
+
+
+def _label_steps(axes: Sequence[Any], axis: Axis, num_columns: int, first: float) -> None:
+    """Units below the lowest panel of each column; numbers too."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    spec = {ax: ax.get_subplotspec() for ax in axes}
+    for ax in axes:
+        below = (other for other in axes if spec[other].rowspan.start > spec[ax].rowspan.start)
+        if any(set(spec[other].colspan) & set(spec[ax].colspan) for other in below):
+            ax.tick_params(labelbottom=False)
+        else:
+            ax.set_xlabel("epochs" if axis.in_epochs else "step", color=_INK)
+    axes[0].xaxis.set_major_locator(MaxNLocator(nbins=10 if num_columns == 1 else 6, integer=True))
+    axes[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    begin, end = axes[0].get_xlim()
     if axis.in_epochs:
-        from matplotlib.ticker import MaxNLocator
-
-        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes[-1].set_xlim(0, 1.02 * (max(axis.last_steps) + 1))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target)
+        begin, end = math.floor(first), max(axis.last_steps) + 1
+        axes[0].set_xlim(begin, end + 0.02 * (end - begin))
+    elif end - begin < 1:  # a single step
+        axes[0].set_xlim(first - 1, first + 1)
 
 
-def _panel(ax: Any, quantity: str, curves: Sequence[Curve], axis: Axis) -> None:
-    _style(ax, quantity)
-    both = {curve.stage for curve in curves if curve.grain == "epoch"}
+def _panel(ax: Any, curves: Sequence[Curve], axis: Axis) -> set[str]:
+    """Draw the curves of one quantity; returns what each stands for."""
+    both = {(curve.stage, curve.loader) for curve in curves if curve.grain == "epoch" and len(curve.steps) > 1}
+    loaders = sorted({curve.loader for curve in curves}, key=lambda loader: (len(loader), loader))
     clear: list[float] = []
-    for curve in sorted(curves, key=lambda curve: (curve.stage != "train", curve.grain != "step")):
+    labels: set[str] = set()
+    for curve in sorted(curves, key=lambda curve: (curve.stage != "train", curve.grain != "step", curve.loader)):
         places = [axis.place(step) for step in curve.steps]
         # Beside its own mean over the epoch, the noise of single steps is background.
-        faint = curve.grain == "step" and curve.stage in both
+        faint = curve.grain == "step" and (curve.stage, curve.loader) in both
+        label = " ".join(filter(None, (_LABELS[curve.stage], curve.loader)))
+        if label in labels or (faint and label):
+            label = ""
         if not faint:
             clear += [value for value in curve.values if math.isfinite(value)]
+        labels |= {label} - {""}
         ax.plot(
             places,
             curve.values,
             color=_COLOURS[curve.stage],
             alpha=0.3 if faint else 1.0,
+            linestyle=_LINES[loaders.index(curve.loader) % len(_LINES)],
             linewidth=1.0 if faint else 1.8,
             marker="o" if len(places) <= 40 and not faint else None,
             markersize=3.5,
-            label=None if faint else _LABELS[curve.stage] or quantity,
+            label=label or None,
             zorder=1 if faint else 3,
         )
     if _is_long_tailed(clear):
@@ -229,57 +280,59 @@ def _panel(ax: Any, quantity: str, curves: Sequence[Curve], axis: Axis) -> None:
         ax.yaxis.set_minor_formatter(NullFormatter())
         ax.tick_params(which="minor", left=False)
     _fit_height(ax, clear)
+    return labels
 
 
 def _rate_panel(ax: Any, rates: Sequence[Curve], axis: Axis) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    _style(ax, "learning rate")
     for number, curve in enumerate(rates):
-        places = [axis.place(step) for step in curve.steps]
+        colours = len(_RATE_COLOURS)
         ax.plot(
-            places, curve.values, color=_INK, alpha=max(0.3, 1.0 - 0.25 * number), linewidth=1.4, label=curve.quantity
+            [axis.place(step) for step in curve.steps],
+            curve.values,
+            color=_RATE_COLOURS[number % colours],
+            linestyle=_LINES[number // colours % len(_LINES)],
+            linewidth=1.4,
+            marker="o" if len(curve.steps) == 1 else None,
+            markersize=3.5,
+            label=_shortened(curve.quantity, 30),
         )
     ax.yaxis.set_major_locator(MaxNLocator(nbins=3))
     ax.yaxis.set_major_formatter(FuncFormatter(_plain_number))
     if len(rates) > 1:
-        ax.legend(frameon=False, fontsize=8, labelcolor=_INK)
+        handles, labels = ax.get_legend_handles_labels()
+        if len(rates) > 2 * len(_RATE_COLOURS):
+            handles, labels = handles[:1], [f"{len(rates)} groups"]
+        look = {"frameon": False, "fontsize": 8, "labelcolor": _INK}
+        # Beside the panel: on it, it would hide what it names.
+        ax.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), **look)
 
 
-def _mark_best(
-    axes: Sequence[Any], panels: Mapping[str, list[Curve]], names: Sequence[str], axis: Axis, best: Kept
-) -> None:
-    assert best.epoch is not None
-    steps = axis.last_steps.get(best.epoch)
-    if steps is None:
-        return
-    place = axis.place(steps)
-    for ax in axes:
-        ax.axvline(place, color=_INK, linewidth=1.0, linestyle=(0, (2, 3)), zorder=0)
+def _place_of(best: Kept | None, axis: Axis) -> float | None:
+    """Where the best checkpoint was saved; None if nothing says so."""
+    step = axis.last_steps.get(best.epoch) if best is not None and best.epoch is not None else None
+    return None if step is None else axis.place(step)
+
+
+def _in_words(best: Kept) -> str:
     words = "best checkpoint"
     if best.monitor is not None and best.score is not None:
-        words += f": {best.monitor} = {best.score:.4g}"
-    words += f" after {best.epoch + 1} epochs" if best.epoch else " after 1 epoch"
-    on_the_left = axis.in_epochs and place > (max(axis.last_steps) + 1) / 2
-    axes[0].annotate(
-        words,
-        xy=(place, 1.0),
-        xycoords=("data", "axes fraction"),
-        xytext=(-4 if on_the_left else 4, 4),
-        textcoords="offset points",
-        ha="right" if on_the_left else "left",
-        va="bottom",
-        fontsize=9,
-        color=_INK,
-    )
+        words += f", {best.monitor} = {best.score:.4g}"
+    return words + (f", after {best.epoch + 1} epochs" if best.epoch else ", after 1 epoch")
+
+
+def _mark_best(panels: Mapping[str, Any], axes: Sequence[Any], best: Kept, place: float) -> None:
+    for ax in axes:
+        ax.axvline(place, color=_INK, linewidth=1.0, linestyle=(0, (2, 3)), zorder=0)
     monitored = _curve_named(best.monitor) if best.monitor else None
-    if monitored is not None and monitored.quantity in names and best.score is not None:
-        ax = axes[names.index(monitored.quantity)]
+    if monitored is not None and monitored.quantity in panels and best.score is not None:
+        ax = panels[monitored.quantity]
         ax.plot([place], [best.score], marker="o", markersize=9, markerfacecolor="none", color=_INK, zorder=4)
 
 
-def _style(ax: Any, label: str) -> None:
-    ax.set_ylabel(label, color=_INK)
+def _style(ax: Any, name: str) -> None:
+    ax.set_title(name, loc="left", color=_INK, fontsize=10)
     ax.grid(axis="y", color=_FAINT, linewidth=0.5, alpha=0.6)
     ax.set_axisbelow(True)
     for side in ("top", "right"):
@@ -287,6 +340,20 @@ def _style(ax: Any, label: str) -> None:
     for side in ("left", "bottom"):
         ax.spines[side].set_color(_FAINT)
     ax.tick_params(colors=_INK, labelsize=9, length=3)
+
+
+def _wrapped(text: str, width: int) -> str:
+    """On several lines, broken at spaces, and in the middle of what has none."""
+    return "\n".join(textwrap.wrap(text, width, break_on_hyphens=False))
+
+
+def _with_numbers(name: str) -> list[tuple[str, int]]:
+    """A key that sorts "layer_2" before "layer_10"."""
+    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width // 2 - 1]}…{text[-width // 2 :]}"
 
 
 def _is_long_tailed(values: Sequence[float]) -> bool:
@@ -311,15 +378,15 @@ def _fit_height(ax: Any, values: Sequence[float]) -> None:
         ax.set_ylim(low - margin, high + margin)
 
 
-def _best_of(run_dir: Path) -> Kept | None:
+def _best_of(run_dir: str) -> Kept | None:
     try:
-        return best_in(str(run_dir / "checkpoints"))
+        return best_in(join(run_dir, "checkpoints"))
     except CheckpointError:  # the curves are still worth seeing
         return None
 
 
-def _title(run_dir: Path) -> str:
-    full = Path(os.path.abspath(run_dir))
+def _title(run_dir: str) -> str:
+    full = Path(os.path.abspath(run_dir) if is_local(run_dir) else run_dir)
     return f"{full.parent.name}/{full.name}" if full.parent.name else full.name
 
 

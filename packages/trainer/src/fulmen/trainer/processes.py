@@ -11,6 +11,7 @@ from fulmen.trainer.checkpoint.dump import callback_states
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.core.needs import COMPILED
 from fulmen.trainer.errors import ConfigurationError
+from fulmen.trainer.metrics.outlets import asked
 from fulmen.trainer.progress import legacy
 from fulmen.trainer.properties import TrainerProperties
 from fulmen.trainer.run.signals import end_on_ctrl_c, ending
@@ -51,7 +52,7 @@ def launch(trainer: TrainerProperties, function: Callable[[], Any], module: Ligh
         )
     signals = trainer.context.signals
     for logger in trainer.loggers:
-        _ = logger.version  # taken here, it is the same in all processes, this one included
+        _ = asked(logger, "version")  # taken here, it is the same in all processes, this one included
     try:
         # This process only waits: those that work hear of a signal through it, and end in good order.
         with signals.listening(pass_on=launcher.kill):

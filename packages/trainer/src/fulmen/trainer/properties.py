@@ -27,6 +27,7 @@ from fulmen.trainer.loops.fit import FitLoop
 from fulmen.trainer.loops.fit import validation_is_possible as _validation_is_possible
 from fulmen.trainer.loops.predict import PredictLoop
 from fulmen.trainer.loops.when import logs_after, num_sanity_batches
+from fulmen.trainer.metrics.outlets import asked
 from fulmen.trainer.profilers.base import Profiler
 from fulmen.trainer.run.context import RunContext
 from fulmen.trainer.run.settings import Settings
@@ -390,7 +391,7 @@ class TrainerProperties(TrainerFlags):
         logger = self.logger
         folder = self.default_root_dir
         if logger is not None:
-            folder = logger.log_dir or logger.save_dir or folder
+            folder = asked(logger, "log_dir") or asked(logger, "save_dir") or folder
         return self.strategy.broadcast(folder)
 
     # ---- data ----------------------------------------------------------------------------------------------------

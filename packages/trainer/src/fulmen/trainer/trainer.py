@@ -33,7 +33,7 @@ from fulmen.trainer.core.compiled import from_compiled, is_compiled_wrapper
 from fulmen.trainer.core.datamodule import LightningDataModule
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.data.sources import RunData
-from fulmen.trainer.errors import ConfigurationError
+from fulmen.trainer.errors import CheckpointError, ConfigurationError
 from fulmen.trainer.forecast import forecast_of_fit
 from fulmen.trainer.hooks.dispatch import Hooks
 from fulmen.trainer.loggers.base import Logger
@@ -341,12 +341,21 @@ class Trainer(TrainerProperties):
 
         Raises:
             ConfigurationError: If there is no module yet.
-            CheckpointError: If it cannot be written; nothing half-written stays behind.
+            CheckpointError: If it cannot be written; nothing half-written stays behind. Also where the run has failed
+                in this process, and not in the others, which do not come to save with it.
         """
         if self.lightning_module is None:
             raise ConfigurationError(
                 f"Trainer.save_checkpoint({str(filepath)!r}) has nothing to save."
                 " No module has been run by this Trainer. Call fit, validate, test or predict first."
+            )
+        if self.interrupted and self.world_size > 1 and not self.context.signals.end_together():
+            raise CheckpointError(
+                f"Trainer.save_checkpoint({str(filepath)!r}) was called in rank {self.global_rank} of"
+                f" {self.world_size}, after the run had failed in this rank alone. A checkpoint is written by all of"
+                " them together, and the others are in work: this one would wait for them. Go on from the last"
+                " checkpoint that was saved before, or keep the weights of this rank by"
+                " torch.save(trainer.lightning_module.state_dict(), ...)."
             )
         self._save(self._dump(weights_only=bool(weights_only)), filepath, storage_options)
 
@@ -459,6 +468,8 @@ class Trainer(TrainerProperties):
         )
 
     def _save(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        # Who goes on from this checkpoint finds the rows of all steps before it.
+        self.context.metrics.outlets.write_held(self.context.metrics.loggers)
         self.strategy.save_checkpoint(checkpoint, path, storage_options=storage_options)
         self.strategy.barrier("save_checkpoint")
         after_save(self.context, path)

@@ -27,6 +27,8 @@ from fulmen.fabric.checkpoint_io.manifest import (
 _WORTH_A_THREAD = 4 * 2**20
 _MAX_THREADS = 4
 _NUM_CACHED = 2
+# What is smaller is collected up to this: torch writes an archive in pieces of a few dozen bytes.
+_COLLECTED_NUM_BYTES = 2**18
 
 
 class BlockDigester:
@@ -71,8 +73,8 @@ class BlockDigester:
                     self._digests[number] = hasher.digest()
 
         # The last block that is not full goes on with the next bytes, and the thread that ends it may be another.
-        threads = [Thread(target=run, name="fulmen-digest") for _ in range(self._num_threads - 1)]
-        threads = threads if len(view) >= _WORTH_A_THREAD else []
+        num_threads = self._num_threads - 1 if len(view) >= _WORTH_A_THREAD else 0
+        threads = [Thread(target=run, name="fulmen-digest") for _ in range(num_threads)]
         for thread in threads:
             thread.start()
 
@@ -148,30 +150,39 @@ class SealingWriter(DigestingWriter):
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file, SEALED_BLOCK_NUM_BYTES)
-        self._end = b""
+        self._held = bytearray()  # with the newest small piece whole: it may be the last record of the archive
 
     def write(self, data: Any) -> int:
-        """Write and digest `data`, but for what may be the last record of the archive."""
+        """Write and digest `data`; what is small waits for more."""
         view = memoryview(data).cast("B")
-        super().write(self._end)
-        # The archive's writer gives its last record in one piece.
-        self._end = bytes(view) if len(view) == ARCHIVE_END_NUM_BYTES else b""
-        if not self._end:
+        if len(self._held) + len(view) > _COLLECTED_NUM_BYTES:
+            self._write_held()
+        if len(view) < _COLLECTED_NUM_BYTES:
+            self._held += view
+        else:
             super().write(view)
         return len(view)
 
     def tell(self) -> int:
         """How many bytes were written."""
-        return super().tell() + len(self._end)
+        return super().tell() + len(self._held)
+
+    def flush(self) -> None:
+        """What is held back is written by `seal`."""
 
     def seal(self) -> None:
         """End the archive. What is no archive stays without a seal."""
         num_bytes = self.tell()
-        end = end_with_room(self._end, num_bytes)
-        super().write(self._end if end is None else end)
-        self._end = b""
+        end = end_with_room(bytes(self._held[-ARCHIVE_END_NUM_BYTES:]), num_bytes)
+        if end is not None:
+            self._held[-ARCHIVE_END_NUM_BYTES:] = end
+        self._write_held()
         if end is not None:
             _write_whole(self._file, memoryview(seal_archive(num_bytes, self._digester.blocks())))
+
+    def _write_held(self) -> None:
+        held, self._held = self._held, bytearray()
+        super().write(held)
 
 
 def _write_whole(file: IO[bytes], view: memoryview) -> None:

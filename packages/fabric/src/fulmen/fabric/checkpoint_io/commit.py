@@ -161,6 +161,8 @@ class _CountingFile:
                     self._num_begun = self._written.num_bytes
         except OSError as error:
             self._written.failure = self._written.failure or error
+            with suppress(OSError, ValueError, AttributeError):  # a part of the last piece may be there
+                self._written.num_bytes = max(self._written.num_bytes, os.fstat(self._file.fileno()).st_size)
             raise
         return memoryview(data).nbytes
 
@@ -190,6 +192,8 @@ def _is_of_a_client(error: BaseException) -> bool:
 
 def _storage_error(path: PathLike, num_bytes: int, cause: BaseException) -> CheckpointError:
     reason = (isinstance(cause, OSError) and cause.strerror) or str(cause) or type(cause).__name__
+    if isinstance(cause, (FileExistsError, NotADirectoryError)) and cause.filename is not None:
+        reason = f"{reason}: {os.fspath(cause.filename)!r} is a file"
     happened = f"The checkpoint {os.fspath(path)!r} could not be written: {reason}, after {num_bytes} bytes"
     if not is_local(path):
         folder = Path(tempfile.gettempdir())

@@ -5,6 +5,7 @@
 | `latest` | the name of the folder with the other files |
 | `mp_rank_00_model_states.pt` | the module, and what the run saved beside it; with ZeRO 3 one file for each process |
 | `*zero_pp_rank_<rank>_mp_rank_00_optim_states.pt` | with ZeRO: flat pieces of master weights and optimizer state |
+| `gradients_rank_<rank>.pt` | ours, inside an accumulation window: what the engine had added up |
 
 Reads tensors and plain data only, without the package deepspeed: objects of its classes become `Opaque` ones.
 """
@@ -21,22 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fulmen.fabric.checkpoint_io.blocks import SealingWriter, VerifyingFile
+from fulmen.fabric.checkpoint_io.deepspeed_files import Opaque, damaged, read_file
 from fulmen.fabric.checkpoint_io.exchange import restore_replaced
-from fulmen.fabric.checkpoint_io.safe import unsafe_classes
 from fulmen.fabric.checkpoint_io.sharded_names import LATEST, TAG
-from fulmen.fabric.checkpoint_io.torch import TorchCheckpointIO, opened, read_errors
+from fulmen.fabric.checkpoint_io.torch import TorchCheckpointIO
 from fulmen.fabric.errors import CheckpointDamagedError, CheckpointError, CheckpointNotFoundError
 from fulmen.fabric.filesystem import is_local, join, list_dir, local_path
 from fulmen.fabric.types import PathLike
 
-# The classes of DeepSpeed in its files: a number, settings of the loss scaler, a place in a flat tensor.
-KNOWN_CLASSES = (
-    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
-    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
-    "deepspeed.runtime.zero.config.ZeroStageEnum",
-    "deepspeed.utils.tensor_fragment.fragment_address",
-)
 # What the engine writes of itself beside the module.
 OWN_KEYS = frozenset(
     {
@@ -64,66 +57,13 @@ OWN_KEYS = frozenset(
 # Where entries of a state stand that are called as those of the engine.
 RENAMED = "fulmen_renamed"
 _MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
+_GRADIENTS = re.compile(r"gradients_rank_(\d+)\.pt")
 _OPTIMIZER = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 
 
-class Opaque:
-    """What a file holds of a class of DeepSpeed: its attributes, or what it was made from."""
-
-    def __init__(self, *values: Any) -> None:
-        self.values = values
-
-    def __setstate__(self, state: Any) -> None:
-        self.__dict__.update(state if isinstance(state, Mapping) else {"state": state})
-
-
-def read_file(
-    path: PathLike, *, let_in: Iterable[Any] | None = None, verify: bool = True, trusted: bool = False
-) -> Any:
-    """What is in one file of such a checkpoint: tensors stay in the file until they are touched.
-
-    Args:
-        path: A local file.
-        let_in: Classes that may come out of it; None makes `Opaque` objects of the known ones.
-        verify: Compare it with its SHA-256, if it has one.
-        trusted: Let the file bring any class, and run code.
-
-    Raises:
-        CheckpointNotFoundError, CheckpointDamagedError: If it is not there, or not what was written.
-        CheckpointError: If it holds more than tensors, plain data and the known classes.
-    """
-    with opened(path) as (file, num_bytes, digests):
-        if verify and digests is not None:
-            damage = VerifyingFile(file, digests, num_bytes, is_local=True).damage()
-            if damage is not None:
-                raise _damaged(path, damage)
-        classes = [(Opaque, name) for name in KNOWN_CLASSES] if let_in is None else list(let_in)
-        with (
-            torch.serialization.safe_globals(classes),
-            read_errors(path, file, num_bytes, map_location="cpu", weights_only=not trusted),
-        ):
-            return torch.load(local_path(path), map_location="cpu", weights_only=not trusted, mmap=True)
-
-
-def write_file(path: PathLike, state: Any) -> None:
-    """Write one file of such a checkpoint, sealed with its SHA-256, and wait until it is on the disk.
-
-    Raises:
-        CheckpointError: If something in it could not be loaded without running code.
-    """
-    with open(local_path(path), "xb+") as file:
-        sealing = SealingWriter(file)
-        torch.save(state, sealing)  # type: ignore[arg-type]  # what it needs of a file
-        sealing.seal()
-        file.flush()
-        os.fsync(file.fileno())
-        unsafe = sorted(set(unsafe_classes(file)) - set(KNOWN_CLASSES))
-    if unsafe:
-        raise CheckpointError(
-            f"The checkpoint was not written: its state holds {', '.join(unsafe)}. Loading these would run code from"
-            " the file, and checkpoints are loaded without. Save plain data in its place (text, numbers, lists,"
-            " dictionaries, a state dict), or name the class in torch.serialization.add_safe_globals."
-        )
+def gradients_file(rank: int) -> str:
+    """The file with what the engine of one process had added up."""
+    return f"gradients_rank_{rank}.pt"
 
 
 @dataclass(frozen=True)
@@ -161,6 +101,7 @@ class DeepSpeedFolder:
         self.place = inner_folder(path, tag)
         names = list_dir(self.place)
         model = [(int(found[1] or 0), name) for name in names if (found := _MODEL.fullmatch(name))]
+        gradients = [(int(found[1]), name) for name in names if (found := _GRADIENTS.fullmatch(name))]
         optimizer = [(int(found[1]), name) for name in names if (found := _OPTIMIZER.fullmatch(name))]
         if not model:
             raise CheckpointNotFoundError(
@@ -169,10 +110,16 @@ class DeepSpeedFolder:
             )
         self._model_files = [name for _, name in sorted(model)]
         self._optimizer_files = [name for _, name in sorted(optimizer)]
+        self.gradient_files = [name for _, name in sorted(gradients)]
 
     def file_names(self) -> list[str]:
         """The files of tensors, below `place`."""
-        return [*self._model_files, *self._optimizer_files]
+        return [*self._model_files, *self._optimizer_files, *self.gradient_files]
+
+    def gradients(self, rank: int) -> dict[str, Any]:
+        """What one process had added up inside an accumulation window; there are `gradient_files`."""
+        found: dict[str, Any] = self._read(gradients_file(rank))
+        return found
 
     def verify(self) -> None:
         """Read every file once, and compare it with its SHA-256.
@@ -189,7 +136,7 @@ class DeepSpeedFolder:
         """What the first process wrote of the module."""
         state: dict[str, Any] = self._read(self._model_files[0])
         if not isinstance(state, dict) or "module" not in state:
-            raise _damaged(join(self.place, self._model_files[0]), "it holds no module")
+            raise damaged(join(self.place, self._model_files[0]), "it holds no module")
         return state
 
     @property
@@ -202,8 +149,9 @@ class DeepSpeedFolder:
         """Of ZeRO; 0 is none."""
         if not self._optimizer_files:
             return 0
-        saved = self._first_optimizer.get("zero_stage")
-        return int(saved.values[0] if isinstance(saved, Opaque) else saved)  # type: ignore[arg-type]  # what it is else
+        # That of bf16 with sums of gradients in 32 bit is for stage 1 only, and does not say so.
+        saved = self._first_optimizer.get("zero_stage", 1)
+        return int(saved.values[0] if isinstance(saved, Opaque) else saved)
 
     @property
     def is_split(self) -> bool:
@@ -434,10 +382,3 @@ def ds_checkpoint_dir(checkpoint_dir: PathLike, tag: str | None = None) -> str:
         CheckpointNotFoundError: If there is none.
     """
     return inner_folder(checkpoint_dir, tag)
-
-
-def _damaged(path: PathLike, reason: str) -> CheckpointDamagedError:
-    return CheckpointDamagedError(
-        f"The checkpoint {os.fspath(path)!r} is damaged or no checkpoint: {reason}. It was cut short or changed after"
-        " it was written. Load an earlier checkpoint, or copy this one again from where it came."
-    )

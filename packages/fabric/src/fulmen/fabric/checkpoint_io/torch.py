@@ -118,6 +118,8 @@ class TorchCheckpointIO(CheckpointIO):
 def _read(
     path: PathLike, file: IO[bytes] | Any, num_bytes: int, map_location: Any, weights_only: bool
 ) -> dict[str, Any]:
+    if weights_only and (damage := _compression(file)) is not None:
+        raise damaged(path, num_bytes, damage)
     with read_errors(path, file, num_bytes, map_location=map_location, weights_only=weights_only):
         checkpoint: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=weights_only)
         return checkpoint
@@ -219,6 +221,23 @@ def damaged(path: PathLike, num_bytes: int, reason: str) -> CheckpointDamagedErr
         " short or changed after it was written, for a save is moved here only when it is whole. Load an earlier"
         " checkpoint, or copy this one again from where it came."
     )
+
+
+def _compression(file: IO[bytes] | Any) -> str | None:
+    """What in the archive is compressed: torch never does that, and a file of a megabyte could fill all memory."""
+    file.seek(0)
+    try:
+        if is_archive(file.read(4)):
+            with zipfile.ZipFile(file) as archive:
+                records = archive.infolist()
+            for record in records:
+                if record.compress_type != zipfile.ZIP_STORED:
+                    return f"its part {record.filename!r} is compressed"
+    except zipfile.BadZipFile as error:
+        return f"its archive cannot be read ({error})"
+    finally:
+        file.seek(0)
+    return None
 
 
 def _unsafe_in(path: str) -> list[str]:

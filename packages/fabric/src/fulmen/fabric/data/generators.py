@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fulmen.fabric.seeding import collect_rng_state, isolate_rng
+from fulmen.fabric.seeding import plain_rng_state
 
 
 def owned_generators(owners: Iterable[object]) -> list[Any]:
@@ -67,12 +67,7 @@ class GlobalGenerators:
 
     def plain(self) -> dict[str, Any]:
         """As `collect_rng_state` gives it."""
-        with isolate_rng(include_cuda=False):
-            torch.set_rng_state(self._torch)
-            random.setstate(self._python)
-            if self._numpy is not None:
-                sys.modules["numpy"].random.set_state(self._numpy)
-            return collect_rng_state(include_cuda=False)
+        return plain_rng_state(self._torch, self._python, self._numpy)
 
 
 def _kinds() -> tuple[type, ...]:

@@ -36,12 +36,15 @@ def share_length(num_units: int, rank: int, world_size: int, *, drop_last: bool,
     return -(-num_units // world_size) if repeats else len(range(rank, num_units, world_size))
 
 
-def deal(units: Iterable[T], rank: int, world_size: int, *, drop_last: bool, repeats: bool = True) -> Iterator[T]:
+def deal(
+    units: Iterable[T], rank: int, world_size: int, *, drop_last: bool, repeats: bool = True, skip: int = 0
+) -> Iterator[T]:
     """The units of process `rank`, in order, reading no further ahead than one round.
 
     If the last round does not reach everybody, it is filled up with the first units, or left out (`drop_last`), so
     that all processes make the same number of steps. The result is that of torch's `DistributedSampler`. Or it stays as
-    it is (`repeats=False`): every unit is dealt once, and some processes get one more than others.
+    it is (`repeats=False`): every unit is dealt once, and some processes get one more than others. The first `skip`
+    units of the process are left out; where all units are known, that takes no time.
 
     >>> [list(deal("abcde", rank, 2, drop_last=False)) for rank in (0, 1)]
     [['a', 'c', 'e'], ['b', 'd', 'a']]
@@ -49,14 +52,19 @@ def deal(units: Iterable[T], rank: int, world_size: int, *, drop_last: bool, rep
     [['a', 'c', 'e'], ['b', 'd']]
     """
     if isinstance(units, list | range):
-        return _deal_known(units, rank, world_size, drop_last=drop_last, repeats=repeats)
-    return _deal_round_by_round(units, rank, world_size, drop_last=drop_last, repeats=repeats)
+        return _deal_known(units, rank, world_size, drop_last=drop_last, repeats=repeats, skip=skip)
+    dealt = _deal_round_by_round(units, rank, world_size, drop_last=drop_last, repeats=repeats)
+    return islice(dealt, skip, None) if skip else dealt
 
 
-def _deal_known(units: list[T] | range, rank: int, world_size: int, *, drop_last: bool, repeats: bool) -> Iterator[Any]:
+def _deal_known(
+    units: list[T] | range, rank: int, world_size: int, *, drop_last: bool, repeats: bool, skip: int
+) -> Iterator[Any]:
     # Nothing is left to do per unit: this is read in every step.
     num_whole = len(units) - len(units) % world_size
-    share = iter(units[rank:num_whole:world_size])
+    share = iter(units[rank + skip * world_size : num_whole : world_size])
+    if skip * world_size > num_whole:
+        return share  # it was in the last round
     last = _last_of(units[num_whole:], units[:world_size], rank, world_size, drop_last=drop_last, repeats=repeats)
     return chain(share, last)
 

@@ -19,7 +19,6 @@ from fulmen.fabric.data.parts import (
     generators_of,
     iterates_as_torch,
     keeps_state,
-    loader_parts,
     restore_generators,
     restore_stateful,
     stateful_parts,
@@ -27,9 +26,9 @@ from fulmen.fabric.data.parts import (
 from fulmen.fabric.data.position import Position, check_rank
 from fulmen.fabric.data.samplers import IndexPass, replay, under_rng
 from fulmen.fabric.data.viewed import LoaderView, not_dealt_anew, replayed
+from fulmen.fabric.data.worker_seeds import seed_of_batch
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.rank_zero import warn_once
-from fulmen.fabric.seeding import derive_seed
 
 _END = object()
 
@@ -125,7 +124,7 @@ class ResumableLoader:
             self._saved = self._skip = None
         self._epoch = epoch
         self._is_epoch_set = True
-        self._tell_epoch()
+        self._view.tell_epoch(self._epoch)
 
     def begin_epoch(self, epoch: int) -> None:
         """As `set_epoch`; the place of a loaded state is given up, whatever its epoch."""
@@ -182,9 +181,22 @@ class ResumableLoader:
             **self._state_of_parts(),
         }
         if keeps_state(self._viewed):
-            earlier = [[number, snapshot] for number, snapshot in this.snapshots if number < given]
-            state["snapshots"] = [*earlier, [given, self._viewed.state_dict()]]
+            earlier = [list(snapshot) for snapshot in this.snapshots if snapshot[0] < given]
+            state["snapshots"] = [*earlier, list(this.snapshot(given, self._viewed))]
         return state
+
+    def resting_state(self) -> dict[str, Any]:
+        """As `state_dict`, as if the iteration under way were over: who loads it begins the one that would come next.
+
+        Taken between two iterations, or before the first batch of one.
+        """
+        place = {"epoch": self._epoch, "seed": self.seed, "is_begun": False, "has_begun": self._has_begun}
+        return {**place, **self._state_of_parts()}
+
+    @property
+    def saved_batch(self) -> int | None:
+        """How many batches the iteration had given that a loaded state is of; None once it has gone on."""
+        return None if self._saved is None else int(self._saved["batch"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next iteration go on where `state` was taken.
@@ -194,16 +206,16 @@ class ResumableLoader:
         self._pass = None
         self._skip = None
         self._saved = state if state["is_begun"] else None
-        self._has_begun = state["is_begun"]
+        self._has_begun = state.get("has_begun", state["is_begun"])
         # The run goes on with the seed that it began with, whatever the program has seeded now.
         self.seed = state.get("seed", self.seed)
         if self._sharded is not None:
             self._sharded.seed = self.seed
         self._epoch = state["epoch"]
-        self._is_epoch_set = not state["is_begun"]
+        self._is_epoch_set = not self._has_begun
         restore_generators(generators_of(self.loader), state["generators_now"])
         restore_stateful(self._stateful(), state["stateful_now"])
-        self._tell_epoch()
+        self._view.tell_epoch(self._epoch)
 
     # One iteration
 
@@ -214,7 +226,7 @@ class ResumableLoader:
             saved = None
             self._epoch += 1
             self._is_epoch_set = True
-            self._tell_epoch()
+            self._view.tell_epoch(self._epoch)
         if skip is None:
             skip = 0 if saved is None else saved["batch"]
         return saved, skip
@@ -256,20 +268,20 @@ class ResumableLoader:
             upcoming.batches = self._view.dealt if this.is_dealt else None
         if self._view.seeds_batches:
             start, world_size = this.place.start, self.world_size
-            upcoming.seed_of = partial(_seed_of_batch, self.seed, this.epoch, start, world_size, self.rank)
+            upcoming.seed_of = partial(seed_of_batch, self.seed, this.epoch, start, world_size, self.rank)
         upcoming.hear = self._hear
         if self._is_looked_at and self._num_workers == 0:
             # Between the indices and the samples: the sampler draws again what it drew.
-            upcoming.hear = partial(_note_and_tell, this, generators_of(self.loader), self._hear)
+            upcoming.hear = partial(this.note_and_tell, generators_of(self.loader), self._hear)
         this.given = this.place.before + upcoming.skip
         self._batches.upcoming = upcoming
         with under_rng(None if saved is None else saved["rng"]):
-            batches = self._view.iterate(this)
+            batches = self._view.iterate(this, self.seed)
         if saved is not None:
             self._put_off_replay(saved)
         # Without workers, a batch is given when its indices are drawn: there is nothing to count, and nothing to pay.
         counts = self._num_workers > 0 or self._is_looked_at
-        return self._counted(batches, this, self._remade(this, saved)) if counts else batches
+        return self._counted(batches, this, self._remade(this.given, saved)) if counts else batches
 
     def _resumed(self, this: Pass, saved: dict[str, Any], skip: int) -> IndexPass:
         before = saved_place(saved, skip)
@@ -282,10 +294,10 @@ class ResumableLoader:
         # Several processes go on in the order that a lone one drew from its own random state.
         this.order_rng = saved["order_rng"] if is_same_deal or saved["is_dealt"] else saved["sampler_rng"]
         this.given = here.number
-        remade = self._remade(this, saved)
+        remade = self._remade(this.given, saved)
         return IndexPass(
             skip=here.batch,
-            ahead=saved["ahead"] if is_same_deal else 0,
+            ahead=saved["ahead"] if is_same_deal else 1,  # a new deal draws its order with the first batch
             rng=saved["sampler_rng"],
             # Without a reference to the view: it would keep workers alive until the garbage collector runs.
             on_replayed=partial(
@@ -303,11 +315,11 @@ class ResumableLoader:
         self._batches.current.on_replaying = partial(restore_generators, generators, begun)
         restore_generators(generators, saved["generators_now"])
 
-    def _remade(self, this: Pass, saved: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _remade(self, given: int, saved: dict[str, Any] | None) -> dict[str, Any] | None:
         """`saved`, if the batch that comes first had been made before the state was saved, by looking ahead."""
         if saved is None or saved["made_from"] is None:
             return None
-        ahead = saved["batch"] - this.given
+        ahead = saved["batch"] - given
         return saved if ahead == 1 or (ahead == 0 and saved["is_finished"]) else None
 
     def _enter_by_replay(self, this: Pass, saved: dict[str, Any] | None, skip: int) -> Iterator[Any]:
@@ -316,26 +328,25 @@ class ResumableLoader:
         given = 0
         keeper = self._snapshot_keeper()
         if saved is not None and keeper is not None:
-            for number, snapshot in usable_snapshots(saved, skip, ends_itself=keeper is self._viewed):
-                given = number
-                keeper.load_state_dict(snapshot)
+            for snapshot in usable_snapshots(saved, skip, ends_itself=keeper is self._viewed):
+                given = this.restore(keeper, snapshot)
         if saved is not None and keeper is self._viewed and saved["is_finished"] and given == saved["batch"]:
-            this.given, this.is_finished = given, True
+            this.is_finished = True
             with under_rng(saved["rng"]):
-                self._view.iterate(this)  # it takes the state now, and not when the next epoch begins
+                self._view.iterate(this, self.seed)  # it takes the state now, and not when the next epoch begins
             return iter(())  # a loader that has ended begins anew when it is asked again
         if saved is not None and given < skip - (keeper is self._viewed):
             warn_once(replayed(self.loader))
         if saved is not None and skip and saved["world_size"] != self.world_size:
             warn_once(not_dealt_anew(saved["world_size"], self.world_size, by_index=False))
-        this.given = skip
-        remade = self._remade(this, saved)
+        remade = self._remade(skip, saved)
         rng = None if saved is None else saved["rng"]
         with under_rng(rng):
-            batches = self._view.iterate(this)
+            batches = self._view.iterate(this, self.seed)
             # A keeper's states are taken after each batch: it must not run ahead of what was given.
             ahead = 0 if saved is None or keeper is not None or remade is not None else saved["batch"]
             batches = replay(batches, None, skip=skip - given, ahead=ahead)
+        this.given = skip
         if saved is not None:
             restore_generators(generators_of(self.loader), saved["generators_now"])
         if remade is not None:
@@ -364,7 +375,7 @@ class ResumableLoader:
             this.given += 1
             if keeps:
                 # Two are kept: whoever looks one batch ahead saves the place before it.
-                this.snapshots.append((this.given, keeper.state_dict()))
+                this.snapshots.append(this.snapshot(this.given, keeper))
             yield batch
             if generators is not None:
                 this.note(generators)
@@ -418,31 +429,11 @@ class ResumableLoader:
             return dataset if keeps_state(dataset) else None
         return None
 
-    def _tell_epoch(self) -> None:
-        for listener in self._epoch_listeners():
-            listener.set_epoch(self._epoch)
-
-    def _epoch_listeners(self) -> list[Any]:
-        parts = [part for part in loader_parts(self.loader).values() if hasattr(part, "set_epoch")]
-        if self._sharded is None:
-            return parts
-        return [self._sharded, *(part for part in parts if part is not self._sharded.sampler)]
-
     def _count_epoch_on(self) -> None:
         # A loop that calls `loader.sampler.set_epoch` itself is the one that counts.
-        told = {getattr(listener, "epoch", self._epoch) for listener in self._epoch_listeners()} - {self._epoch}
-        if len(told) == 1:
-            self._epoch = told.pop()
-        elif self._pass is not None:
+        told = self._view.told_epoch(self._epoch)
+        if told is not None:
+            self._epoch = told
+        elif self._has_begun:
             self._epoch += 1
-        self._tell_epoch()
-
-
-def _note_and_tell(this: Pass, generators: list[Any], hear: Callable[[Any], Any] | None, indices: Any) -> None:
-    this.note(generators)
-    if hear is not None:
-        hear(indices)
-
-
-def _seed_of_batch(seed: int, epoch: int, start: int, world_size: int, rank: int, batch: int) -> int:
-    return derive_seed(seed, epoch, start, batch * world_size + rank)
+        self._view.tell_epoch(self._epoch)

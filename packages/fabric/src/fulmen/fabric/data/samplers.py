@@ -6,7 +6,7 @@ many, and can begin behind the first. Neither knows a loader.
 
 from __future__ import annotations
 
-import random
+import copy
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,11 +17,12 @@ from operator import length_hint
 from typing import Any
 
 import torch
-from torch.utils.data import DistributedSampler, RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, Sampler, SequentialSampler
 
 from fulmen.fabric.data.generators import GlobalGenerators
 from fulmen.fabric.data.length import sized_len
 from fulmen.fabric.data.position import check_rank, deal, share_length
+from fulmen.fabric.data.worker_seeds import SeededIndices, seed_generators
 from fulmen.fabric.seeding import derive_seed, isolate_rng, restore_rng_state
 
 
@@ -59,6 +60,7 @@ class ShardedSampler(DistributedSampler[Any]):
         super().__init__(stand_in, world_size, rank, shuffle, seed, drop_last)
         self.sampler = sampler
         self.start = 0  # units of the epoch that are done already
+        self.skip = 0  # units of this process's share that are left out then
         self.order_rng: dict[str, Any] | None = None  # the random state of a lone process whose order goes on
         self._orders_itself = not plain
         self.repeats = repeats
@@ -67,7 +69,16 @@ class ShardedSampler(DistributedSampler[Any]):
         units = self._order()
         if self.start:
             units = units[self.start :] if isinstance(units, list | range) else islice(units, self.start, None)
-        return deal(units, self.rank, self.num_replicas, drop_last=self.drop_last, repeats=self.repeats)
+        how: dict[str, Any] = {"drop_last": self.drop_last, "repeats": self.repeats, "skip": self.skip}
+        return deal(units, self.rank, self.num_replicas, **how)
+
+    def behind(self, count: int) -> ShardedSampler | None:
+        """The same without the first `count` units, which nobody is asked for; None if the order is not known."""
+        if sized_len(self.sampler) is None:
+            return None
+        rest = copy.copy(self)
+        rest.skip += count
+        return rest
 
     def __len__(self) -> int:
         num_units = len(self.sampler)  # type: ignore[arg-type]
@@ -158,6 +169,7 @@ class IndexPass:
         began: Once the sampler has begun: the random state before.
         ticks: As many items as there can be batches; each batch takes one.
         is_exhausted: Has the sampler ended?
+        begins_behind: Does it begin behind what is skipped?
     """
 
     skip: int = 0
@@ -171,6 +183,7 @@ class IndexPass:
     began: GlobalGenerators | None = None
     ticks: Iterator[int] = field(default_factory=lambda: iter(_TICKS))
     is_exhausted: bool = False
+    begins_behind: bool = False
 
     @property
     def drawn(self) -> int:
@@ -198,7 +211,12 @@ class PositionedBatches(Sampler[Any]):
         # torch begins twice where there are workers, and reads the second one.
         self.current = this = replace(self.upcoming, ticks=iter(_TICKS))
         # Here, not at the first batch: some samplers draw in __iter__, and a plain loop draws in this order.
-        inner = iter(self.batches if this.batches is None else this.batches)
+        batches = self.batches if this.batches is None else this.batches
+        rest = _behind(batches, this.skip) if this.skip else None
+        this.begins_behind = rest is not None
+        batches = batches if rest is None else rest
+        # A share is the exception: its generators may have to be brought to where they stood before.
+        inner = _when_asked(batches) if isinstance(batches, ShardedSampler) else iter(batches)
         if this.hear is not None:
             return self._walk_heard(inner, this, this.hear)
         return self._walk(inner, this) if this.seed_of is None else self._walk_seeded(inner, this, this.seed_of)
@@ -228,17 +246,34 @@ class PositionedBatches(Sampler[Any]):
         this.is_exhausted = True
 
 
+def _when_asked(units: Iterable[Any]) -> Iterator[Any]:
+    yield from units
+
+
 def _begin(inner: Iterator[Any], this: IndexPass) -> Iterator[Any]:
     if this.rng is None:
         # Not at `iter`: most samplers draw when they are first asked, and others may have drawn in between.
         this.began = GlobalGenerators()
     if this.on_replaying is not None:
         this.on_replaying()
-    if this.rng is not None or this.skip:
+    if this.begins_behind:
+        if this.on_replayed is not None:
+            inner = replay(inner, this.rng, skip=0, ahead=1)  # with the first batch, the order is drawn
+    elif this.rng is not None or this.skip:
         inner = replay(inner, this.rng, skip=this.skip, ahead=this.ahead)
     if this.on_replayed is not None:
         this.on_replayed()
     return inner
+
+
+def _behind(batches: Iterable[Any], skip: int) -> Iterable[Any] | None:
+    """What follows the first `skip` batches, where an order is known without drawing them; else None."""
+    if type(batches) is BatchSampler:
+        rest = _behind(batches.sampler, skip * batches.batch_size)
+        return None if rest is None else BatchSampler(rest, batches.batch_size, batches.drop_last)
+    if type(batches) is SequentialSampler:
+        return range(len(batches))[skip:]
+    return batches.behind(skip) if type(batches) is ShardedSampler else None
 
 
 def replay(iterator: Iterator[Any], rng: dict[str, Any] | None, *, skip: int, ahead: int) -> Iterator[Any]:
@@ -262,39 +297,6 @@ def under_rng(rng: dict[str, Any] | None) -> Iterator[None]:
     with isolate_rng(include_cuda=False):
         restore_rng_state(rng)
         yield
-
-
-class SeededIndices:
-    """Indices on their way to a worker: the plain indices arrive there, and the worker's generators are seeded.
-
-    So a batch's random numbers (also those of `collate_fn`) do not depend on which worker makes it, or on what that
-    worker made before; and the worker sees the user's own dataset and `collate_fn`.
-    """
-
-    __slots__ = ("indices", "seed")
-
-    def __init__(self, indices: Any, seed: int) -> None:
-        self.indices = indices
-        self.seed = seed
-
-    def __reduce__(self) -> tuple[Callable[[Any, int], Any], tuple[Any, int]]:
-        # A worker unpickles one batch of indices right before it fetches it, in the same thread.
-        return _seed_and_unwrap, (self.indices, self.seed)
-
-
-def _seed_and_unwrap(indices: Any, seed: int) -> Any:
-    seed_generators(seed)
-    return indices
-
-
-def seed_generators(seed: int) -> None:
-    """Seed torch (on the CPU), Python and, if it is loaded, numpy."""
-    # `torch.manual_seed` would also seed the GPUs, whose streams are the training's.
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed([seed & 0xFFFFFFFF, seed >> 32])
 
 
 def is_plain_shuffle(sampler: object) -> bool:

@@ -6,6 +6,7 @@ import copy
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
@@ -90,6 +91,9 @@ def fake_group(world_size: int) -> Iterator[None]:
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    # Collectives of tensors without numbers; torch 2.13 knows them by itself, and 2.9 does not.
+    import_module("torch.distributed._tools.fake_collectives")
+    forget_meshes()
     shows_errors = sys.excepthook  # torch puts the rank before each line of a traceback
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
     sys.excepthook = shows_errors
@@ -98,6 +102,27 @@ def fake_group(world_size: int) -> Iterator[None]:
             yield
     finally:
         dist.destroy_process_group()
+        forget_meshes()
+
+
+def forget_meshes() -> None:
+    """Let torch forget what it has worked out for the meshes of process groups that are gone.
+
+    It finds that again for every mesh of the same ranks, with the names of groups that may be others, or none, by then.
+    """
+    # What is not loaded has worked nothing out.
+    tensors, redistribute = (sys.modules.get(f"torch.distributed.tensor.{name}") for name in ("_api", "_redistribute"))
+    if tensors is not None:
+        known = tensors.DTensor._op_dispatcher.sharding_propagator.propagate_op_sharding
+        getattr(known, "cache", known).cache_clear()  # torch 2.9 has it inside
+    for owner, name in (
+        (torch._C, "_clear_DTensor_sharding_propagator_cache"),
+        (redistribute, "clear_redistribute_planner_cache"),
+        (getattr(redistribute, "_gen_transform_infos", None), "cache_clear"),
+    ):
+        clear = getattr(owner, name, None)  # some came with later torches
+        if clear is not None:
+            clear()
 
 
 def mode() -> Any:

@@ -26,7 +26,7 @@ class Traffic:
     """Collectives of one kind along one axis, of one process in one optimizer step.
 
     Attributes:
-        operation: "all_gather", "reduce_scatter", "all_reduce", ...
+        operation: "all_gather", "reduce_scatter", "all_reduce", "send" to one other process, ...
         axis: Of the mesh; several joined by " x ".
         num_processes: How many take part in each.
         num_calls: How many there are.
@@ -58,6 +58,7 @@ class Forecast:
         checkpoint_bytes: Parameters, buffers and optimizer state of the whole module.
         steps_per_epoch: Optimizer steps; None where the number of samples was not given.
         warnings: What the user should look at.
+        context: So many neighbours along the data axis share sequences.
     """
 
     strategy: str
@@ -73,6 +74,7 @@ class Forecast:
     checkpoint_bytes: int
     steps_per_epoch: int | None = None
     warnings: Sequence[str] = ()
+    context: int = 1
 
     @property
     def world_size(self) -> int:
@@ -89,13 +91,14 @@ class Forecast:
 
     def _head(self) -> list[str]:
         machines = "1 machine" if self.num_nodes == 1 else f"{self.num_nodes} machines"
+        contexts = f"; {self.context} neighbours along data_parallel share sequences" if self.context > 1 else ""
         rows = [
             ("strategy", f"{self.strategy}, precision {self.precision}"),
             (
                 "processes",
                 f"{self.world_size:,}: {self.num_processes} on {'' if self.num_nodes == 1 else 'each of '}{machines}",
             ),
-            ("mesh", " x ".join(f"{axis} {size:,}" for axis, size in self.mesh.items())),
+            ("mesh", " x ".join(f"{axis} {size:,}" for axis, size in self.mesh.items()) + contexts),
             ("parameters", f"{self.num_parameters:,}, of which {self.num_trained:,} are trained"),
             ("checkpoint", size_text(self.checkpoint_bytes)),
         ]
@@ -108,12 +111,17 @@ class Forecast:
         ]
 
     def _shards(self) -> list[str]:
-        rows = [
-            (_end_of(one.name, 40), _shape(one.shape), "whole" if one.part == one.shape else _shape(one.part))
+        heads = ("largest parameters", "shape", "on rank 0")
+        shapes = [
+            (_shape(one.shape), "whole" if one.part == one.shape else _shape(one.part))
             for one in self.shards[:_SHOWN_SHARDS]
         ]
+        # What is left of the line is for the names.
+        taken = sum(2 + max(map(len, column)) for column in zip(heads[1:], *shapes, strict=True))
+        width = max(min(40, _WIDTH - taken), len(heads[0]))
+        rows = [(_end_of(one.name, width), *texts) for one, texts in zip(self.shards, shapes, strict=False)]
         rest = len(self.shards) - len(rows)
-        lines = _table(("largest parameters", "shape", "on rank 0"), rows, "<<<")
+        lines = _table(heads, rows, "<<<")
         return ["", *lines, *([f"... and {rest} more"] if rest else [])]
 
     def _memory(self) -> list[str]:
@@ -171,6 +179,8 @@ def ring_bytes(operation: str, message_bytes: int, num_processes: int) -> int:
     >>> ring_bytes("all_reduce", 100, 4), ring_bytes("all_gather", 100, 4)
     (150, 75)
     """
+    if operation == "send":
+        return message_bytes
     rounds = 2 if operation == "all_reduce" else 1
     return rounds * message_bytes * (num_processes - 1) // num_processes
 

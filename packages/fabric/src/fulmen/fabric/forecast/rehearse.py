@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from fulmen.fabric.accelerators.cpu import CPUAccelerator
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.forecast import fake_world, watch
 from fulmen.fabric.forecast.figures import Forecast, Shard, Traffic, ring_bytes, steps_in_epoch
+from fulmen.fabric.forecast.stages import stage_notes, stage_traffic
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.precision.catalog import make_precision, precision_name
 from fulmen.fabric.registry import Registry
@@ -24,6 +25,7 @@ from fulmen.fabric.strategies.catalog import STRATEGY_REGISTRY
 from fulmen.fabric.strategies.ddp import DDPStrategy
 from fulmen.fabric.strategies.fsdp import FSDPStrategy
 from fulmen.fabric.strategies.mesh import MeshStrategy
+from fulmen.fabric.strategies.mesh_axes import PIPELINE, TENSOR
 from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy
 from fulmen.fabric.strategies.parallel import ParallelStrategy
 from fulmen.fabric.strategies.sharded_tensors import is_dtensor
@@ -33,7 +35,7 @@ from fulmen.fabric.trees import leaves
 Step = Callable[[Any, Any], Tensor]
 Optimizers = Callable[[Any], Optimizer | Iterable[Optimizer]]
 _CPU = torch.device("cpu")
-_BUCKET_BYTES = 25 * 2**20  # of DistributedDataParallel, unless it is told otherwise
+_FIRST_BUCKET_BYTES, _BUCKET_BYTES = 2**20, 25 * 2**20  # of DistributedDataParallel, unless it is told otherwise
 
 
 def make_forecast(
@@ -49,6 +51,7 @@ def make_forecast(
     num_samples: int | None = None,
     batch_size: int | None = None,
     accumulate: int = 1,
+    max_norm: float | None = None,
     registry: Registry[type[Strategy]] = STRATEGY_REGISTRY,
 ) -> Forecast:
     """What it would take to train a module so. Nothing is launched, and no memory is taken for tensors.
@@ -64,6 +67,7 @@ def make_forecast(
         num_samples: In the data set.
         batch_size: Of one process; by default the first axis of the first tensor in the batch.
         accumulate: Batches for an optimizer step.
+        max_norm: To which the norm of the gradients is clipped, of those of each optimizer.
 
     Raises:
         ArgumentTypeError: If `module` is no module.
@@ -71,9 +75,22 @@ def make_forecast(
     """
     given = {} if batch_size is None else {"batch_size": batch_size}
     _check(module, {"devices": devices, "num_nodes": num_nodes, "accumulate": accumulate, **given})
+    if max_norm is not None and (not isinstance(max_norm, int | float) or isinstance(max_norm, bool) or max_norm < 0):
+        raise ConfigurationError(
+            f"make_forecast(max_norm={max_norm!r}) is no norm. Gradients are scaled down to it. Pass a positive number,"
+            " or None where they are not clipped."
+        )
     made = _strategy(strategy, devices, num_nodes, registry)
     _set_precision(made, precision)
     world_size = devices * num_nodes
+    pipeline = made.pipeline if isinstance(made, ModelParallelStrategy) else None
+    between: list[Traffic] = []
+    notes: list[str] = []
+    if isinstance(made, ModelParallelStrategy) and pipeline is not None:
+        along = made.mesh_sizes(num_nodes, devices).of(PIPELINE)
+        notes = stage_notes(module, pipeline, along)
+        if batch is not None:
+            between = stage_traffic(module, pipeline, step or _summed, batch, along, accumulate)
     with ExitStack() as stack:
         if world_size > 1 and isinstance(made, ParallelStrategy):
             stack.enter_context(fake_world.fake_group(world_size))
@@ -91,7 +108,10 @@ def make_forecast(
         stack.enter_context(no_values)
         found = [] if optimizers is None and not _trained(shell) else _listed((optimizers or _adamw)(shell))
         found = [made.setup_optimizer(one) for one in found] if isinstance(made, MeshStrategy) else found
-        memory, traffic = _measure(shell, found, batch, step, made, axes, accumulate)
+        context = _context(made)
+        tried = batch if pipeline is None else None  # no process runs a whole step
+        memory, traffic = _measure(shell, found, tried, step, made, axes, context, accumulate, max_norm)
+        traffic += between
         if isinstance(made, DDPStrategy):
             extra = _ddp(shell, world_size, made)
             memory["exchange"] = extra[0]
@@ -116,7 +136,8 @@ def make_forecast(
             traffic=traffic,
             checkpoint_bytes=whole,
             steps_per_epoch=steps,
-            warnings=_warnings(made, shell, axes, devices, num_nodes, num_samples, size, num_data),
+            warnings=[*notes, *_warnings(made, shell, axes, devices, num_nodes, num_samples, size, num_data)],
+            context=len(context),
         )
 
 
@@ -190,6 +211,14 @@ def _axes(strategy: Strategy, world_size: int) -> dict[str, list[int]]:
     return dict(zip(names, ranks, strict=True))
 
 
+def _context(strategy: Strategy) -> list[int]:
+    """The ranks that share sequences with rank 0, itself included."""
+    if not isinstance(strategy, ModelParallelStrategy):
+        return [0]
+    sizes = strategy.sizes
+    return [place * sizes.of(TENSOR) for place in range(sizes.context)]
+
+
 def _measure(
     module: Module,
     optimizers: list[Optimizer],
@@ -197,32 +226,55 @@ def _measure(
     step: Step | None,
     strategy: Strategy,
     axes: Mapping[str, list[int]],
+    context: list[int],
     accumulate: int,
+    max_norm: float | None,
 ) -> tuple[dict[str, int], list[Traffic]]:
     """Memory by what it is for, and the collectives of a step."""
     memory = {"parameters": watch.local_bytes(module.parameters()), "buffers": watch.local_bytes(module.buffers())}
     trained = _trained(module)
     shells = fake_world.claiming(batch, _CPU)
     apart = [watch.local(one) for one in [*module.parameters(), *module.buffers()]]
-    seen = watch.Watch(axes, [*apart, *(leaf for leaf in leaves(shells) if isinstance(leaf, Tensor))])
-    activations = None
+    seen = watch.Watch(axes, [*apart, *(leaf for leaf in leaves(shells) if isinstance(leaf, Tensor))], context)
+    activations, waiting = None, 0
+
+    def forward() -> Tensor:
+        with strategy.precision.forward_context():
+            return (step or _summed)(module, strategy.precision.convert_input(shells))
+
     if batch is not None:
+        if accumulate > 1:  # all batches but the last
+            with seen.times(accumulate - 1), _without_exchange(strategy, module):
+                forward().backward()
+            waiting = seen.alive_bytes()
         with seen:
-            with strategy.precision.forward_context():
-                loss = (step or _summed)(module, strategy.precision.convert_input(shells))
-            activations = seen.alive_bytes()
+            loss = forward()
+            activations = seen.alive_bytes() - waiting
             loss.backward()
+        del loss
     for one in trained:  # what no step has reached
         if one.grad is None:
             one.grad = torch.zeros_like(one)
     memory["gradients"] = watch.local_bytes(one.grad for one in trained if one.grad is not None)
     with seen:
         for optimizer in optimizers:
+            if max_norm is not None:
+                strategy.clip_gradients_norm(module, optimizer, max_norm, error_if_nonfinite=False)
             optimizer.step()
-    memory["optimizer state"] = watch.local_bytes(value for one in optimizers for value in _state(one))
+    memory["optimizer state"] = watch.local_bytes(value for one in optimizers for value in _state(one, here=True))
     if activations is not None:
+        # Whole ones, where a strategy exchanges them with the last batch only.
+        whole = waiting - memory["gradients"]
+        memory |= {"gradients that wait": whole} if whole > 0 else {}
         memory |= {"activations": activations, "exchange": seen.most_exchanged}
-    return memory, seen.traffic(accumulate)
+    return memory, seen.traffic()
+
+
+def _without_exchange(strategy: Strategy, module: Module) -> AbstractContextManager[Any]:
+    """Inside, backward adds up gradients, as of all batches of a step but the last."""
+    if isinstance(strategy, MeshStrategy) and strategy.hooks_forward(module):
+        return strategy.no_backward_sync(module, enabled=True)
+    return nullcontext()
 
 
 def _ddp(module: Module, num_processes: int, strategy: DDPStrategy) -> tuple[int, list[Traffic]]:
@@ -230,11 +282,16 @@ def _ddp(module: Module, num_processes: int, strategy: DDPStrategy) -> tuple[int
     if num_processes == 1:
         return 0, []
     arguments = strategy.ddp_arguments
-    gradients, buffers = watch.local_bytes(_trained(module)), watch.local_bytes(module.buffers())
-    bucket = int(arguments.get("bucket_cap_mb") or 0) * 2**20 or _BUCKET_BYTES
-    traffic = [("all_reduce", -(-gradients // bucket), gradients)]
+    trained, buffers = _trained(module), watch.local_bytes(module.buffers())
+    gradients = watch.local_bytes(trained)
+    limits = _FIRST_BUCKET_BYTES, _BUCKET_BYTES
+    if arguments.get("bucket_cap_mb") is not None:
+        limits = (int(arguments["bucket_cap_mb"] * 2**20),) * 2
+    # With buckets goes, where it is looked for, which parameters were used: for each a number of 32 bit.
+    used = 4 * len(trained) if arguments.get("find_unused_parameters") else 0
+    traffic = [("all_reduce", _num_buckets(trained, *limits) + (used > 0), gradients + used)]
     if buffers and arguments.get("broadcast_buffers", True):
-        traffic.append(("broadcast", 1, buffers))
+        traffic.append(("broadcast", len({buffer.dtype for buffer in module.buffers()}), buffers))
     rows = [
         Traffic(name, "data", num_processes, calls, size, ring_bytes(name, size, num_processes))
         for name, calls, size in traffic
@@ -243,8 +300,23 @@ def _ddp(module: Module, num_processes: int, strategy: DDPStrategy) -> tuple[int
     return (0 if arguments.get("gradient_as_bucket_view") else gradients), rows
 
 
+def _num_buckets(parameters: list[Tensor], first: int, limit: int) -> int:
+    """How many pieces gradients are reduced in: filled from the last parameter on, each type by itself."""
+    found, filled = 0, dict[torch.dtype, list[int]]()
+    for one in reversed(parameters):
+        bucket = filled.setdefault(one.dtype, [0, first])
+        bucket[0] += one.numel() * one.element_size()
+        if bucket[0] >= bucket[1]:
+            found += 1
+            bucket[:] = 0, limit
+    return found + sum(1 for size, _ in filled.values() if size)
+
+
 def _shards(module: Module) -> list[Shard]:
-    found = [Shard(name, tuple(one.shape), tuple(watch.local(one).shape)) for name, one in module.named_parameters()]
+    found = [
+        Shard(name, tuple(one.shape), (0,) if one.is_meta else tuple(watch.local(one).shape))
+        for name, one in module.named_parameters()
+    ]
     return sorted(found, key=lambda one: -torch.Size(one.shape).numel())
 
 
@@ -319,8 +391,10 @@ def _trained(module: Module) -> list[Tensor]:
     return [one for one in module.parameters() if one.requires_grad]
 
 
-def _state(optimizer: Optimizer) -> list[Tensor]:
-    return [leaf for leaf in leaves([*optimizer.state.values()]) if isinstance(leaf, Tensor)]
+def _state(optimizer: Optimizer, *, here: bool = False) -> list[Tensor]:
+    """The tensors of its state; those of this process alone, or with those of other stages of a pipeline."""
+    states = [state for one, state in optimizer.state.items() if not (here and one.is_meta)]
+    return [leaf for leaf in leaves(states) if isinstance(leaf, Tensor)]
 
 
 def _adamw(module: Module) -> Optimizer:

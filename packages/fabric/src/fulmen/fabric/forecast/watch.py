@@ -28,11 +28,12 @@ _OPERATIONS: Final = {
     "all_to_all": "all_to_all",
     "alltoall": "all_to_all",
     "broadcast": "broadcast",
+    "send": "send",
 }
 # What gathers parameters and reduces gradients for strategies; their tensors are not the user's.
 _EXCHANGING: Final = ("c10d", "fsdp")
-# These reduce gradients: with accumulation, once for a step.
-_ONCE_A_STEP: Final = ("reduce_scatter",)
+# What processes of a context do, where other groups may have the same processes.
+_IN_CONTEXT: Final = ("send", "all_to_all")
 
 
 class Watch(TorchDispatchMode):
@@ -41,13 +42,17 @@ class Watch(TorchDispatchMode):
     Args:
         axes: The ranks along each axis of the mesh, for rank 0.
         apart: What is known to be there: parameters, buffers, the batch.
+        context: The ranks that share sequences with rank 0.
     """
 
-    def __init__(self, axes: Mapping[str, Sequence[int]], apart: Sequence[Tensor]) -> None:
+    def __init__(self, axes: Mapping[str, Sequence[int]], apart: Sequence[Tensor], context: Sequence[int] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self._apart = {_storage(tensor)._cdata for tensor in apart}
         self._axes = {tuple(sorted(ranks)): name for name, ranks in axes.items()}
-        self._calls: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+        self._context = tuple(context)
+        # By operation, axis and number of processes, and how often they come in a step.
+        self._calls: dict[tuple[str, str, int, int], list[int]] = {}
+        self._times = 1
         self._alive: dict[int, weakref.ref[Any]] = {}
         self._exchanging: set[int] = set()
         self.most_exchanged = 0
@@ -74,15 +79,27 @@ class Watch(TorchDispatchMode):
         """Memory that has come into being here and is alive, but for what strategies gather."""
         return sum(size for key, size in self._sizes() if key not in self._exchanging)
 
-    def traffic(self, accumulate: int) -> list[Traffic]:
-        """What was counted, for steps of so many batches."""
-        found = []
-        for (operation, ranks), (num_calls, size) in self._calls.items():
-            axis = self._axes.get(ranks, "all")
-            times = 1 if operation in _ONCE_A_STEP or axis == "replicate" else accumulate
-            sent = ring_bytes(operation, size, len(ranks))
-            found.append(Traffic(operation, axis, len(ranks), num_calls * times, size * times, sent * times))
-        return found
+    @contextmanager
+    def times(self, number: int) -> Iterator[None]:
+        """Inside, the watch is on, and what is counted comes so many times in a step."""
+        before, self._times = self._times, number
+        try:
+            with self:
+                yield
+        finally:
+            self._times = before
+
+    def traffic(self) -> list[Traffic]:
+        """What was counted."""
+        found: dict[tuple[str, str, int], list[int]] = {}
+        for (operation, axis, num_processes, times), counted in self._calls.items():
+            together = found.setdefault((operation, axis, num_processes), [0, 0])
+            for place, number in enumerate(counted):
+                together[place] += number * times
+        return [
+            Traffic(operation, axis, num_processes, num_calls, size, ring_bytes(operation, size, num_processes))
+            for (operation, axis, num_processes), (num_calls, size) in found.items()
+        ]
 
     def _follow(self, tensor: Tensor, exchanges: bool) -> None:
         storage = _storage(tensor)
@@ -121,7 +138,10 @@ class Watch(TorchDispatchMode):
         size = max(sum(_bytes(leaf) for leaf in group if isinstance(leaf, Tensor)) for group in groups)
         if func.namespace == "c10d":  # both are arguments there
             size = max(_bytes(leaf) for leaf in groups[0] if isinstance(leaf, Tensor))
-        counted = self._calls.setdefault((operation, ranks), [0, 0])
+        axis = self._axes.get(ranks, "all")
+        if ranks == self._context and (operation in _IN_CONTEXT or ranks not in self._axes):
+            axis = "context_parallel"
+        counted = self._calls.setdefault((operation, axis, len(ranks), self._times), [0, 0])
         counted[0] += 1
         counted[1] += size
 
@@ -137,8 +157,11 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def local_bytes(tensors: Any) -> int:
-    """The memory of these tensors in this process; what two of them share is counted once."""
-    storages = {id(one): _bytes(local(one)) for one in tensors}
+    """The memory of these tensors in this process; what two of them share is counted once.
+
+    What claims to be on the meta device is in another stage of a pipeline.
+    """
+    storages = {id(one): _bytes(local(one)) for one in tensors if not one.is_meta}
     return sum(storages.values())
 
 

@@ -28,6 +28,8 @@ TERMINATE_S = 1.0
 # Where the whole run was asked to end (SIGTERM, Ctrl-C), each process may save what it has first. As long as torchrun
 # and cluster managers wait.
 GRACE_S = 30.0
+# Where one process was killed by such a signal because it did not listen yet: nobody saves together with it.
+UNHEARD_GRACE_S = 1.0
 
 
 class Launcher(ABC):

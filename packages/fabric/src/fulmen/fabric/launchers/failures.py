@@ -21,6 +21,10 @@ _REQUESTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") i
 _POLITE_ENDS = frozenset(code for number in _REQUESTS for code in (-number, 128 + number))
 
 
+# Killed by the signal: it had no handler that saves first. Python itself ends by SIGINT, when it has cleaned up.
+_UNHEARD = frozenset(-getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
 class Weight(IntEnum):
     """How likely a failure is the cause of the others; the smallest is."""
 
@@ -68,6 +72,11 @@ def is_request(exit_code: object) -> bool:
     return exit_code in _POLITE_ENDS
 
 
+def ended_unheard(exit_code: object) -> bool:
+    """Was a process that ended with this code asked to, and heard nothing of it, as before it listens?"""
+    return exit_code in _UNHEARD
+
+
 def first_failure(failures: Iterable[Failure]) -> Failure:
     """The one that caused the others: the earliest of those of the smallest weight."""
     return min(failures, key=lambda failure: (failure.weight, failure.time_s, failure.rank))
@@ -79,7 +88,10 @@ def describe(failure: Failure, world_size: int) -> str:
     head = f"Rank {failure.rank} of {world_size} failed first; {others} ended because of it."
     if failure.text:
         return f"{head} Its traceback:\n\n{failure.text}"
-    if failure.exit_code < 0:
+    if ended_unheard(failure.exit_code):
+        how = f"was killed by {_signal_name(-failure.exit_code)}"
+        advice = "Somebody asked it to end, such as a cluster manager, before it listened to that."
+    elif failure.exit_code < 0:
         how = f"was killed by {_signal_name(-failure.exit_code)}"
         advice = "Often the machine ran out of memory: see `dmesg`, and try a smaller batch or fewer devices."
     else:

@@ -30,6 +30,7 @@ from fulmen.fabric.launchers.base import (
     GATHER_S,
     GRACE_S,
     TERMINATE_S,
+    UNHEARD_GRACE_S,
     Launcher,
     host_store,
     process_variables,
@@ -38,6 +39,7 @@ from fulmen.fabric.launchers.failures import (
     Failure,
     Weight,
     describe,
+    ended_unheard,
     failure_from_error,
     failure_from_exit,
     first_failure,
@@ -236,7 +238,8 @@ class _Children:
         if code == 0 or self._stopped is not None:
             return
         # Who is asked to end, ends by itself; this process, or another one, may still be saving.
-        if is_request(code) and self._main_is_ending.wait(GRACE_S):
+        grace_s = UNHEARD_GRACE_S if ended_unheard(code) else GRACE_S
+        if is_request(code) and self._main_is_ending.wait(grace_s):
             return
         self._end_from_watcher()
 

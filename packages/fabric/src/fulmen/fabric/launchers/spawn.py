@@ -32,6 +32,7 @@ from fulmen.fabric.launchers.base import (
     GATHER_S,
     GRACE_S,
     TERMINATE_S,
+    UNHEARD_GRACE_S,
     Launcher,
     die_with_parent,
     host_store,
@@ -41,6 +42,7 @@ from fulmen.fabric.launchers.failures import (
     Failure,
     Weight,
     describe,
+    ended_unheard,
     failure_from_error,
     failure_from_exit,
     first_failure,
@@ -232,7 +234,7 @@ class SpawnLauncher(Launcher):
                         failed[place] = message or self._failed_silently(place)
                 if failed:
                     start = time.monotonic() if start is None else start
-                    deadline = start + _others_may_take_s(min(one.failure.weight for one in failed.values()))
+                    deadline = start + _others_may_take_s([one.failure for one in failed.values()])
             if failed:
                 _end(self._processes)
                 self._raise_first(list(failed.values()))
@@ -267,10 +269,11 @@ class SpawnLauncher(Launcher):
         raise error
 
 
-def _others_may_take_s(weight: Weight) -> float:
-    """How long the others go on after the first failure, whose weight so far is this."""
+def _others_may_take_s(failures: Sequence[Failure]) -> float:
+    """How long the others go on after the first of the failures that are known so far."""
+    weight = min(one.weight for one in failures)
     if weight is Weight.REQUESTED:
-        return GRACE_S
+        return UNHEARD_GRACE_S if any(ended_unheard(one.exit_code) for one in failures) else GRACE_S
     return GATHER_S if weight < Weight.REQUESTED else GATHER_CAUSE_S
 
 
@@ -332,9 +335,29 @@ def _save_result(result: Any) -> str:
             f"The result {type(result).__name__} cannot be sent back from the process of rank 0: {error}."
             " Results travel by pickle. Return tensors, numbers, texts, lists and dictionaries of these."
         ) from error
-    handle, path = tempfile.mkstemp(prefix="fulmen-result-")
-    with open(handle, "wb") as file:
-        file.write(buffer.getbuffer())
+    # The work is done by now, and must not be lost because the folder for temporary files is full.
+    folders = [tempfile.gettempdir(), *(place for place in ("/dev/shm", os.getcwd()) if os.path.isdir(place))]
+    refusals = []
+    for folder in folders:
+        try:
+            return _write_aside(folder, buffer.getbuffer())
+        except OSError as error:
+            refusals.append(f"{folder!r}: {error.strerror or error}")
+    raise ProcessFailedError(
+        f"The result of rank 0, {buffer.getbuffer().nbytes} bytes, cannot be sent back: {'; '.join(refusals)}."
+        " It travels in a file in the folder for temporary files."
+        " Make room there, or set TMPDIR to a folder with room for one model."
+    )
+
+
+def _write_aside(folder: str, content: memoryview) -> str:
+    handle, path = tempfile.mkstemp(prefix="fulmen-result-", dir=folder)
+    try:
+        with open(handle, "wb") as file:
+            file.write(content)
+    except OSError:
+        os.unlink(path)
+        raise
     return path
 
 

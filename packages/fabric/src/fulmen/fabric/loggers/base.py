@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
@@ -19,7 +19,12 @@ class Logger(ABC):
     """Base of all loggers; subclass it to bring your own.
 
     Only the process of rank zero writes: put `rank_zero_only` on what does.
+
+    `saves_by_itself`: does it write rows within seconds without being told? All others are told by `save`, after each
+    row that a Trainer logs.
     """
+
+    saves_by_itself: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -26,7 +27,7 @@ from fulmen.fabric.loggers.base import rank_zero_experiment
 from fulmen.fabric.loggers.growing_file import GrowingFile
 from fulmen.fabric.loggers.params import add_prefix, as_number
 from fulmen.fabric.loggers.versions import VersionedLogger
-from fulmen.fabric.loggers.waiting_rows import WaitingRows, WorkRation
+from fulmen.fabric.loggers.waiting_rows import WaitingRows, WorkRation, read_waiting_rows
 from fulmen.fabric.rank_zero import rank_zero_only, rank_zero_warn
 
 
@@ -220,6 +221,33 @@ class MetricsFile:
         with suppress(OSError):  # the table has the rows now; who reads both files sees that it has their columns
             self._waiting.clear()
         self._ration.spend(time.monotonic() - begun_s)
+
+
+def read_metrics(csv_path: str) -> Iterator[dict[str, Any]]:
+    """Every row that a `CSVLogger` has written: those of the table, then those that wait for new columns beside it.
+
+    At any time of a run, and also when it was killed.
+
+    Args:
+        csv_path: The table, local or remote.
+
+    Returns:
+        Its cells by column, as text; what waited as it was logged.
+    """
+    with _open_text(csv_path) as file:
+        table = csv.reader(file)
+        columns = next(table, [])
+        waiting = read_waiting_rows(join(os.path.dirname(csv_path), MetricsFile.NAME_WAITING_FILE))
+        written = set()
+        for cells in table:
+            if waiting:
+                written.add(tuple(cells))
+            yield dict(zip(columns, cells, strict=False))
+    for row in waiting:
+        cells = ["" if row.get(name) is None else str(row[name]) for name in columns]
+        # Who was killed right after it had taken rows in has left them here, too.
+        if row.keys() - set(columns) or tuple(cells) not in written:
+            yield row
 
 
 def _cells(rows: Iterable[dict[str, Any]], columns: list[str]) -> Iterable[list[Any]]:

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import os
+import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from fulmen.fabric.arguments import check_flag, check_location
+from fulmen.fabric.arguments import check_amount, check_count, check_flag, check_location
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, MissingPackageError
 from fulmen.fabric.filesystem import join
 from fulmen.fabric.loggers.base import rank_zero_experiment
+from fulmen.fabric.loggers.held_rows import HeldRows
 from fulmen.fabric.loggers.params import add_prefix, as_number, flatten_params, params_dict, printable_params
 from fulmen.fabric.loggers.versions import VersionedLogger
 from fulmen.fabric.optional_packages import is_installed
 from fulmen.fabric.rank_zero import rank_zero_only, rank_zero_warn
 
 if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
     from torch.utils.tensorboard import SummaryWriter
 
+# A row at a time costs more than all else in it: each one wakes the thread of the writer.
+_HOLD_S = 1.0
+_MAX_HELD = 1000
 _OF_THE_WRITER = ("comment", "purge_step", "max_queue", "flush_secs", "filename_suffix")
 
 
 class TensorBoardLogger(VersionedLogger):
     """Writes `root_dir/name/version_N/sub_dir/events.out.tfevents...`.
+
+    Rows are on the disk a second after they were logged: who kills the process loses that second. `save`, `finalize`,
+    a look at `experiment` and the end of the process write them at once.
 
     Args:
         root_dir: The folder of all experiments.
@@ -37,14 +47,17 @@ class TensorBoardLogger(VersionedLogger):
             shows none without one.
         prefix: Stands before the name of each metric, with "-" between.
         sub_dir: A folder for the events below that of the run.
-        kwargs: As for `torch.utils.tensorboard.SummaryWriter`: `flush_secs`, `max_queue`, `filename_suffix`, ...
+        kwargs: As for `torch.utils.tensorboard.SummaryWriter`: `filename_suffix`, `purge_step`, ... Rows wait
+            `flush_secs` at most (1), and `max_queue` of them (1000).
 
     Raises:
         ArgumentTypeError: If an argument is unknown or has another type.
+        ConfigurationError: If `flush_secs` or `max_queue` is negative.
         MissingPackageError: If TensorBoard is not installed.
     """
 
     LOGGER_JOIN_CHAR = "-"
+    saves_by_itself = True
 
     def __init__(
         self,
@@ -66,6 +79,9 @@ class TensorBoardLogger(VersionedLogger):
                 " torch.utils.tensorboard.SummaryWriter, which is told the folder by the logger."
                 f" Pass {', '.join(_OF_THE_WRITER)}, or leave it out."
             )
+        kwargs = {"flush_secs": _HOLD_S, "max_queue": _MAX_HELD, **kwargs}
+        check_amount(self, "flush_secs", kwargs["flush_secs"], "So many seconds a row waits before it is written.")
+        check_count(self, "max_queue", kwargs["max_queue"], "So many rows wait at most; 0 is no limit.", lowest=0)
         if not is_installed("tensorboard"):
             raise MissingPackageError(
                 f"{type(self).__name__}({self.root_argument}={os.fspath(root_dir)!r}) needs the package 'tensorboard'."
@@ -75,6 +91,10 @@ class TensorBoardLogger(VersionedLogger):
         self._sub_dir = None if sub_dir is None else os.fspath(sub_dir)
         self._kwargs = kwargs
         self._experiment: SummaryWriter | None = None
+        self._held = self._holding()
+
+    def _holding(self) -> HeldRows[_Row]:
+        return HeldRows(self._write_rows, self._kwargs["flush_secs"], self._kwargs["max_queue"] or _MAX_HELD)
 
     @property
     def sub_dir(self) -> str | None:
@@ -95,11 +115,16 @@ class TensorBoardLogger(VersionedLogger):
 
         >>> logger.experiment.add_histogram("weights", weights, step)  # doctest: +SKIP
         """
+        self._held.write()
+        return self._writer()
+
+    def _writer(self) -> SummaryWriter:
         if self._experiment is None:
             from torch.utils.tensorboard import SummaryWriter
 
             with self._saying_where():
                 self._experiment = SummaryWriter(log_dir=self.log_dir, **self._kwargs)
+            self._kwargs.pop("purge_step", None)  # what the run itself has written since is not purged
         return self._experiment
 
     @rank_zero_only
@@ -109,20 +134,43 @@ class TensorBoardLogger(VersionedLogger):
         Raises:
             ConfigurationError: If a value is no number.
         """
-        writer: Any = self.experiment
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        self._writer()  # what cannot be written is said by the first row
+        curves: list[Summary.Value] = []
+        charts: dict[str, dict[str, float]] = {}
         for name, value in add_prefix(metrics, self._prefix, self.LOGGER_JOIN_CHAR).items():
             try:
                 if isinstance(value, Mapping):
-                    writer.add_scalars(name, {key: as_number(each) for key, each in value.items()}, step)
+                    charts[name] = {key: _curve(key, each).simple_value for key, each in value.items()}
                 else:
-                    writer.add_scalar(name, as_number(value), step)
-            # What add_scalar raises depends on what it was given.
+                    curves.append(_curve(name, value))
+            # What protobuf raises depends on what it was given.
             except Exception as error:
                 raise ConfigurationError(
                     f"log_metrics({{{name!r}: {value!r}}}) cannot be written. TensorBoard takes a number, a tensor of"
                     f" one element, or a dict of these, and it is a {type(value).__name__} ({error}). Convert it first,"
                     " or use the methods of `logger.experiment`."
                 ) from error
+        at = None if step is None else int(step)
+        self._held.add(_Row(Event(wall_time=time.time(), step=at, summary=Summary(value=curves)), charts))
+
+    def _write_rows(self, rows: Sequence[_Row]) -> None:
+        writer: Any = self._writer()
+        try:
+            for event, charts in rows:
+                if event.summary.value and writer.file_writer is not None:
+                    writer.file_writer.add_event(event, walltime=event.wall_time)
+                else:  # it was closed, and opens again by a method of its own
+                    for value in event.summary.value:
+                        writer.add_scalar(value.tag, value.simple_value, event.step, event.wall_time)
+                for name, curves in charts.items():
+                    writer.add_scalars(name, curves, event.step, event.wall_time)
+            writer.flush()
+        except Exception:
+            self._experiment = None  # its thread has ended, and takes nothing more: another one gets these rows
+            raise
 
     @rank_zero_only
     def log_hyperparams(
@@ -175,16 +223,38 @@ class TensorBoardLogger(VersionedLogger):
     @rank_zero_only
     def save(self) -> None:
         """Write what is held back."""
+        self._held.write()
         if self._experiment is not None:
             self._experiment.flush()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write what is held back, and close the file. What is logged later opens it again."""
+        self._held.write()
         if self._experiment is not None:
             self._experiment.flush()
             self._experiment.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        # The writer has a thread, which cannot be sent to another process.
-        return {**self.__dict__, "_experiment": None}
+        # The writer has a thread, which cannot be sent to another process; the rows that wait are written by this one.
+        return {name: value for name, value in self.__dict__.items() if name != "_held"} | {"_experiment": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._held = self._holding()
+
+
+def _curve(name: str, value: Any) -> Summary.Value:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    number = as_number(value)
+    if number is None:
+        raise TypeError("protobuf takes None for 0")
+    return Summary.Value(tag=name, simple_value=number)
+
+
+class _Row(NamedTuple):
+    """What one call has logged."""
+
+    event: Event
+    charts: Mapping[str, dict[str, float]]  # dicts of numbers, each several curves in one chart

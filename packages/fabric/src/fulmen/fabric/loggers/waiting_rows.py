@@ -41,21 +41,15 @@ class WaitingRows:
             remove(self.path)
 
 
-def read_waiting_rows(path: str, columns: Iterable[str]) -> list[dict[str, Any]]:
-    """The rows of such a file that are not in the table yet.
+def read_waiting_rows(path: str) -> list[dict[str, Any]]:
+    """The rows of such a file, whether or not they are in the table too; no file is as good as an empty one.
 
     The line that a killed process was writing is left out.
-
-    Args:
-        path: The file; none is as good as an empty one.
-        columns: Those of the table. If they are all that the rows need, the process was killed after it had taken the
-            rows in, and before it removed this file.
     """
     if not exists(path):
         return []
     with _open_text(path) as file:
-        rows = [json.loads(line) for line in file if line.endswith("\n")]
-    return rows if {name for row in rows for name in row} - set(columns) else []
+        return [json.loads(line) for line in file if line.endswith("\n")]
 
 
 class WorkRation:

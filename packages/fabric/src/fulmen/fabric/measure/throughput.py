@@ -157,7 +157,7 @@ class MeasuredRun(Protocol):
 
     @property
     def strategy(self) -> Any:
-        """Its `precision` says in which type products are computed."""
+        """Its `precision` says in which type products are computed, its `distributed_sampler_kwargs` who sees what."""
 
     def log_dict(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Send metrics to the loggers."""
@@ -173,7 +173,10 @@ class ThroughputMonitor(Throughput):
 
     def __init__(self, fabric: MeasuredRun, **kwargs: Any) -> None:
         available_flops = get_available_flops(fabric.device, fabric.strategy.precision.compute_dtype)
-        super().__init__(available_flops=available_flops, world_size=fabric.world_size, **kwargs)
+        # Processes that split tensors, or a sequence, work on the same samples.
+        sharing = fabric.strategy.distributed_sampler_kwargs or {}
+        world_size = int(sharing.get("num_replicas", fabric.world_size))
+        super().__init__(available_flops=available_flops, world_size=world_size, **kwargs)
         self._fabric = fabric
         self.step = -1
 

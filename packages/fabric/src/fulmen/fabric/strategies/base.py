@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from fulmen.fabric.accelerators.base import Accelerator
 from fulmen.fabric.arguments import check_part
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
+from fulmen.fabric.compiled import load_plain_state, plain_state
 from fulmen.fabric.errors import ArgumentTypeError, CheckpointKeyError, ConfigurationError
 from fulmen.fabric.launchers.base import Launcher
 from fulmen.fabric.precision.base import Precision
@@ -323,11 +324,11 @@ class Strategy(ABC):
 
     def get_module_state_dict(self, module: Module) -> dict[str, Any]:
         """The module's state dict, under the names of the user's own module."""
-        return users_module(module).state_dict()
+        return plain_state(users_module(module))
 
     def load_module_state_dict(self, module: Module, state_dict: dict[str, Any], strict: bool = True) -> None:
         """Load what `get_module_state_dict` gave."""
-        users_module(module).load_state_dict(state_dict, strict=strict)
+        load_plain_state(users_module(module), state_dict, strict)
 
     def get_optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimizer's whole state dict."""

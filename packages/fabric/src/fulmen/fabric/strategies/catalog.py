@@ -25,12 +25,12 @@ DEEPSPEED_NAMES = (
 # Each class, where it is, and the names that it registers: it is imported when one of them is asked for.
 _NAMES: dict[str, tuple[str, ...]] = {
     "ddp:DDPStrategy": ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook", "ddp_find_unused_parameters_true"),
-    "deepspeed:DeepSpeedStrategy": DEEPSPEED_NAMES,
+    "deepspeed.strategy:DeepSpeedStrategy": DEEPSPEED_NAMES,
     "dp:DataParallelStrategy": ("dp",),
     "fsdp:FSDPStrategy": ("fsdp", "fsdp_cpu_offload"),
     "single_device:SingleDeviceStrategy": ("single_device",),
     "single_xla:SingleDeviceXLAStrategy": ("single_xla", "single_tpu"),
-    "xla:XLAStrategy": ("xla",),
+    "xla.strategy:XLAStrategy": ("xla",),
     "xla_fsdp:XLAFSDPStrategy": ("xla_fsdp",),
 }
 

@@ -104,14 +104,19 @@ def attend_together(module: nn.Module, name: str, way: str, group: Any) -> None:
     Raises:
         ConfigurationError: If the part holds an attention of torch that does not pass there.
     """
+    check_attention(module, name, way)
+    # On the instance: no wrapper whose name would appear in the names of parameters.
+    module.__dict__["forward"] = partial(_forward, module.forward, _Together(name, way, group))
+
+
+def check_attention(module: nn.Module, name: str, way: str) -> None:
+    """Refuse a part of a module that holds an attention out of reach; arguments as for `attend_together`."""
     if any(isinstance(part, nn.MultiheadAttention) for part in module.modules()):
         raise ConfigurationError(
             f"ModelParallelStrategy(plan={{...: {way!r}}}) names {name!r}, which holds a torch.nn.MultiheadAttention."
             " It computes its attention out of reach, so that each process would attend to its own part only. Write it"
             " with torch.nn.functional.scaled_dot_product_attention."
         )
-    # On the instance: no wrapper whose name would appear in the names of parameters.
-    module.__dict__["forward"] = partial(_forward, module.forward, _Together(name, way, group))
 
 
 def part_of_sequence(batch: Any, rank: int, size: int, axis: int = 1) -> Any:

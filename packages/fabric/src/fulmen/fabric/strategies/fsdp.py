@@ -20,6 +20,7 @@ from fulmen.fabric.accelerators.base import Accelerator
 from fulmen.fabric.collectives.process_group import default_pg_timeout
 from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
+from fulmen.fabric.launchers.base import Launcher
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.precision.fsdp import FSDPPrecision
 from fulmen.fabric.rank_zero import rank_zero_warn
@@ -28,6 +29,7 @@ from fulmen.fabric.strategies.base import Strategy
 from fulmen.fabric.strategies.fsdp_arguments import (
     Casts,
     ShardingName,
+    check_mesh,
     check_together,
     make_mesh,
     offloads,
@@ -167,6 +169,15 @@ class FSDPStrategy(MeshStrategy):
     def mixed_precision_config(self) -> MixedPrecision | MixedPrecisionPolicy | None:
         """The types in which parameters are gathered and gradients reduced: those given, or the precision's."""
         return self.mixed_precision or self.precision.mixed_precision_config
+
+    def configure_launcher(self) -> Launcher:
+        """Runs the program again in every process.
+
+        Raises:
+            ConfigurationError: If the sizes of the mesh do not fit the number of processes: before one is started.
+        """
+        check_mesh(self._sharding, self._asked_mesh, self.num_nodes, self.num_processes)
+        return super().configure_launcher()
 
     def setup_environment(self) -> None:
         """Take the device, join the other processes, and take a place in the mesh."""

@@ -231,14 +231,30 @@ def make_mesh(
         return init_device_mesh(device_type, (world_size, 1), mesh_dim_names=AXES)
     if name not in _HYBRID:
         return init_device_mesh(device_type, (world_size,), mesh_dim_names=AXES[1:])
-    sizes = tuple(asked) if asked is not None else (num_nodes, num_processes)
+    return init_device_mesh(device_type, hybrid_sizes(asked, num_nodes, num_processes), mesh_dim_names=AXES)
+
+
+def check_mesh(name: ShardingName, asked: Any, num_nodes: int, num_processes: int) -> None:
+    """Refuse sizes of a mesh that do not fit the number of processes; arguments as for `make_mesh`."""
+    if name in _HYBRID and not isinstance(asked, DeviceMesh):
+        hybrid_sizes(asked, num_nodes, num_processes)
+
+
+def hybrid_sizes(asked: tuple[int, int] | None, num_nodes: int, num_processes: int) -> tuple[int, int]:
+    """How many replicas, and how many processes in each.
+
+    Raises:
+        ConfigurationError: If they do not fit the number of processes.
+    """
+    world_size = num_nodes * num_processes
+    sizes = (asked[0], asked[1]) if asked is not None else (num_nodes, num_processes)
     if sizes[0] * sizes[1] != world_size:
         raise ConfigurationError(
             f"FSDPStrategy(device_mesh={sizes}) has room for {sizes[0] * sizes[1]} processes, and {world_size} run."
             " Every process has one place in the mesh."
             f" Pass sizes whose product is {world_size}, or other devices or num_nodes."
         )
-    return init_device_mesh(device_type, sizes, mesh_dim_names=AXES)
+    return sizes
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 | axis, outermost first | processes along it |
 | --- | --- |
+| "pipeline_parallel" | have other stages of the module, and see the same batches |
 | "replicate" | hold the same parameters, and see other batches |
 | "data_parallel" | hold other parts of each parameter, and see other batches |
 | "tensor_parallel" | hold other parts of each parameter, compute with these, and see the same batches |
@@ -24,8 +25,8 @@ from fulmen.fabric.errors import ConfigurationError
 
 Size: TypeAlias = int | Literal["auto"]
 
-REPLICATE, DATA, TENSOR = "replicate", "data_parallel", "tensor_parallel"
-AXES = (REPLICATE, DATA, TENSOR)
+PIPELINE, REPLICATE, DATA, TENSOR = "pipeline_parallel", "replicate", "data_parallel", "tensor_parallel"
+AXES = (PIPELINE, REPLICATE, DATA, TENSOR)
 # Processes along these see other batches.
 DATA_AXES = (REPLICATE, DATA)
 # These are in every mesh, also with one process.
@@ -38,7 +39,7 @@ class MeshSizes:
 
     >>> sizes = MeshSizes({"replicate": 2, "data_parallel": 2, "tensor_parallel": 2})
     >>> sizes.coordinates(5), sizes.data_rank(5)
-    ({'replicate': 1, 'data_parallel': 0, 'tensor_parallel': 1}, 2)
+    ({'pipeline_parallel': 0, 'replicate': 1, 'data_parallel': 0, 'tensor_parallel': 1}, 2)
     """
 
     sizes: Mapping[str, int]
@@ -46,7 +47,7 @@ class MeshSizes:
 
     def of(self, axis: str) -> int:
         """The size of one axis."""
-        return self.sizes[axis]
+        return self.sizes.get(axis, 1)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -61,7 +62,7 @@ class MeshSizes:
     @property
     def world_size(self) -> int:
         """How many processes there are."""
-        return math.prod(self.sizes[axis] for axis in AXES)
+        return math.prod(map(self.of, AXES))
 
     @property
     def num_data(self) -> int:
@@ -96,8 +97,10 @@ class MeshSizes:
         return share
 
     def distinct_ranks(self) -> list[int]:
-        """One process of each group that computes the same values."""
-        first = {self.data_rank(rank): rank for rank in reversed(range(self.world_size))}
+        """One process of each group that computes the same values; of a pipeline, where its last stage is."""
+        last = self.of(PIPELINE) - 1
+        ranks = [rank for rank in range(self.world_size) if self.coordinates(rank)[PIPELINE] == last]
+        first = {self.data_rank(rank): rank for rank in reversed(ranks)}
         return [first[share] for share in range(self.num_data)]
 
     def crosses_machines(self, axis: str, num_processes: int) -> bool:
@@ -149,6 +152,13 @@ def mesh_sizes(
     if found.world_size != world_size:
         shown = [axis for axis in AXES if asked.get(axis, 1) != 1 or axis in _ALWAYS]
         given = ", ".join(f"{axis}_size={asked.get(axis, 1)!r}" for axis in shown)
+        along = int(sizes[PIPELINE])
+        if world_size % along:
+            raise ConfigurationError(
+                f"ModelParallelStrategy({given}) does not fit {world_size} processes. A pipeline has {along} of them,"
+                f" and each copy of it as many. Pass devices and num_nodes for a multiple of {along} processes, or"
+                " other split points."
+            )
         raise ConfigurationError(
             f"ModelParallelStrategy({given}) does not fit {world_size} processes."
             f" Every process has one place in the mesh. Pass sizes whose product is {world_size}, such as"
@@ -164,16 +174,16 @@ def mesh_sizes(
     return found
 
 
-def every_mesh(world_size: int) -> Iterator[MeshSizes]:
-    """All meshes that so many processes can form.
+def every_mesh(world_size: int, pipeline: int = 1) -> Iterator[MeshSizes]:
+    """All meshes that so many processes can form, with `pipeline` of them along the pipeline axis.
 
     >>> [mesh.shape for mesh in every_mesh(2)]
     [(1, 2), (2, 1), (2, 1, 1)]
     """
     divisors = [size for size in range(1, world_size + 1) if world_size % size == 0]
-    for sizes in itertools.product(divisors, repeat=len(AXES)):
-        if math.prod(sizes) == world_size:
-            yield MeshSizes(dict(zip(AXES, sizes, strict=True)))
+    for sizes in itertools.product(divisors, repeat=len(AXES) - 1):
+        if pipeline * math.prod(sizes) == world_size:
+            yield MeshSizes(dict(zip(AXES, (pipeline, *sizes), strict=True)))
 
 
 def _suggested(asked: Mapping[str, Size], world_size: int) -> str:

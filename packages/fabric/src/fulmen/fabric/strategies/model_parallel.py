@@ -22,21 +22,25 @@ from fulmen.fabric.launchers.base import Launcher
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.fabric.strategies.context_parallel import part_of_sequence
+from fulmen.fabric.strategies.known_here import NotesOnModulesHere
 from fulmen.fabric.strategies.materialize import reset_values, warn_without_values, without_memory
-from fulmen.fabric.strategies.mesh import MeshStrategy
-from fulmen.fabric.strategies.mesh_axes import DATA, REPLICATE, TENSOR, MeshSizes, Size, mesh_sizes
+from fulmen.fabric.strategies.mesh_axes import DATA, PIPELINE, REPLICATE, TENSOR, MeshSizes, Size, mesh_sizes
+from fulmen.fabric.strategies.pipeline import Pipeline
+from fulmen.fabric.strategies.pipeline_split import split_into_stages, take_memory, tensors_here
+from fulmen.fabric.strategies.pipelined import PipelinedStrategy
 from fulmen.fabric.strategies.plan import Plan
 from fulmen.fabric.strategies.sharded_tensors import is_dtensor
-from fulmen.fabric.strategies.split_by_plan import split_by_plan
+from fulmen.fabric.strategies.split_by_plan import check_plan, split_by_plan
 
 
-class ModelParallelStrategy(MeshStrategy):
+class ModelParallelStrategy(PipelinedStrategy):
     """Tensor parallel, sharded and replicated data parallel over one mesh, for any module.
 
     What is split is said by a plan, or done by a function of the user's. Processes form a mesh, ordered along axes:
 
     | axis | its processes |
     | --- | --- |
+    | "pipeline_parallel" | have other stages of the module, and see the same batches |
     | "replicate" | hold the same parameters, and see other batches |
     | "data_parallel" | hold other parts of each parameter, and see other batches |
     | "tensor_parallel" | hold and compute with other parts of some tensors, and see the same batches |
@@ -60,6 +64,10 @@ class ModelParallelStrategy(MeshStrategy):
         context_parallel_size: So many neighbours along "data_parallel" see the same batches, each its part of the
             sequence, which `part_of_sequence` gives; attention that the plan calls "ring" or "ulysses" is over all of
             it.
+        pipeline: Cuts the module into stages, such as `Pipeline(["blocks.2"], micro_batches=8)`. Steps are made with
+            `forward_backward` and `evaluate`. Takes a plan too, or none.
+        pipeline_parallel_size: Processes along "pipeline_parallel", each with some of the stages; "auto" is one for
+            each stage, or for each two where the schedule is for several. The mesh has this axis with a pipeline.
     """
 
     _how_to_save_one_file = "ModelParallelStrategy(..., save_distributed_checkpoint=False)"
@@ -76,16 +84,26 @@ class ModelParallelStrategy(MeshStrategy):
         plan: Mapping[str, Any] | None = None,
         replicate_size: int | Literal["auto"] = 1,
         context_parallel_size: int = 1,
+        pipeline: Pipeline | None = None,
+        pipeline_parallel_size: int | Literal["auto"] = "auto",
     ) -> None:
         self._plan = None if plan is None else Plan(plan)
+        self._pipeline = pipeline
+        num_stages = _check_pipeline(pipeline, pipeline_parallel_size, parallelize_fn)
         if plan is None:
-            _check_function(parallelize_fn)
+            if pipeline is None:
+                _check_function(parallelize_fn)
         elif parallelize_fn is not None:
             raise ConfigurationError(
                 f"ModelParallelStrategy(parallelize_fn={_shown(parallelize_fn)}, plan=...) says twice how the module is"
                 " split. A plan does what such a function would do. Pass one of them."
             )
-        self._asked_sizes = {REPLICATE: replicate_size, DATA: data_parallel_size, TENSOR: tensor_parallel_size}
+        self._asked_sizes: dict[str, Size] = {
+            PIPELINE: num_stages,
+            REPLICATE: replicate_size,
+            DATA: data_parallel_size,
+            TENSOR: tensor_parallel_size,
+        }
         for axis, size in self._asked_sizes.items():
             _check_size(axis, size)
         check_count(self, "context_parallel_size", context_parallel_size, "It is how many processes share a sequence.")
@@ -103,6 +121,12 @@ class ModelParallelStrategy(MeshStrategy):
         self._parallelize_fn = parallelize_fn
         self._sizes: MeshSizes | None = None
         self._context_mesh: DeviceMesh | None = None
+        self._steps = NotesOnModulesHere()
+
+    @property
+    def pipeline(self) -> Pipeline | None:
+        """How modules are cut into stages; None: they are whole."""
+        return self._pipeline
 
     @property
     def plan(self) -> Plan | None:
@@ -115,10 +139,23 @@ class ModelParallelStrategy(MeshStrategy):
         Raises:
             ConfigurationError: If the sizes that were asked for do not fit.
         """
-        splits_tensors = self._plan is None or self._plan.splits_tensors
-        return mesh_sizes(
+        splits_tensors = self._pipeline is None if self._plan is None else self._plan.splits_tensors
+        sizes = mesh_sizes(
             self._asked_sizes, num_nodes, num_processes, splits_tensors=splits_tensors, context=self._context
         )
+        if self._pipeline is not None:
+            self._pipeline.check_data_axes(sizes.num_data)
+        return sizes
+
+    def check_module(self, module: Module) -> None:
+        """Refuse a module that the plan does not fit, before a process is started or anything is changed.
+
+        Raises:
+            ConfigurationError: If the plan does not fit the module, or the sizes not the number of processes.
+        """
+        sizes = self.mesh_sizes(self.num_nodes, self.num_processes)
+        if self._plan is not None:
+            check_plan(module, self._plan, sizes.of(TENSOR), sizes.context)
 
     @property
     def precision(self) -> Precision:
@@ -170,6 +207,13 @@ class ModelParallelStrategy(MeshStrategy):
                 f" {self.num_processes} processes on each. Along this axis processes talk in every layer, and networks"
                 f" are slow for that. Pass a size that divides {self.num_processes}."
             )
+        pipeline, along = self._pipeline, sizes.of(PIPELINE)
+        if pipeline is not None and pipeline.micro_batches < along:
+            rank_zero_warn(
+                f"Pipeline(micro_batches={pipeline.micro_batches}) are fewer than the {along} processes that work on"
+                f" them: each waits for {pipeline.bubble(along):.0%} of a step. Pass micro_batches={4 * along}, or as"
+                " many as the batch allows."
+            )
         return super().configure_launcher()
 
     def setup_environment(self) -> None:
@@ -185,7 +229,7 @@ class ModelParallelStrategy(MeshStrategy):
             self._mesh = init_device_mesh(self.root_device.type, sizes.shape, mesh_dim_names=sizes.names)
             if sizes.context > 1:
                 # The same processes in the same order, with the groups of neighbours as an axis of their own.
-                shape = (sizes.num_shares, sizes.context, sizes.of(TENSOR))
+                shape = (sizes.of(PIPELINE) * sizes.num_shares, sizes.context, sizes.of(TENSOR))
                 names = ("shares", "context_parallel", TENSOR)
                 self._context_mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)[names[1]]
 
@@ -204,16 +248,30 @@ class ModelParallelStrategy(MeshStrategy):
             ArgumentTypeError: If the function returns no module.
             ConfigurationError: If the plan does not fit the module, or the function left an axis without use.
         """
+        if self._pipeline is not None:
+            if module not in self._steps:
+                self._split_into_stages(module)
+            return module
         if self._plan is not None:
             split_by_plan(module, self._plan, self.device_mesh, self.root_device, self._context_mesh)
             found = module
         else:
             found = self._split_by_function(module)
-        self._give_memory(found)
+        self._give_memory(without_memory(found), [])
         for tensor in [*found.parameters(), *found.buffers()]:
             if not is_dtensor(tensor):
                 tensor.data = tensor.data.to(self.root_device)
         return found
+
+    def _split_into_stages(self, module: Module) -> None:
+        assert self._pipeline is not None
+        mesh, device = self.device_mesh, self.root_device
+        steps = split_into_stages(module, self._pipeline, self._plan, mesh, device, self._context_mesh)
+        self._give_memory(*take_memory(steps))
+        for tensor in tensors_here(steps):
+            if not is_dtensor(tensor):
+                tensor.data = tensor.data.to(device)
+        self._steps[module] = steps
 
     def _split_by_function(self, module: Module) -> Module:
         assert self._parallelize_fn is not None
@@ -260,13 +318,13 @@ class ModelParallelStrategy(MeshStrategy):
                     f" {advice}, or pass {axis}_size=1."
                 )
 
-    def _give_memory(self, module: Module) -> None:
-        parts = without_memory(module)
-        with self.same_random_numbers(wanted=bool(parts)):
+    def _give_memory(self, parts: list[Module], with_memory: list[Module]) -> None:
+        """Give memory to parts, and values to these and others."""
+        with self.same_random_numbers(wanted=bool(parts or with_memory)):
             without_values: set[str] = set()
             for part in parts:
                 part.to_empty(device=self.root_device, recurse=False)
-            for part in parts:
+            for part in [*parts, *with_memory]:
                 reset_values(part, without_values)
         warn_without_values(without_values)
 
@@ -279,6 +337,29 @@ def _check_function(parallelize_fn: object) -> None:
             " plan={'pattern of names': 'style'}."
         )
     _check_parameters(parallelize_fn)
+
+
+def _check_pipeline(pipeline: object, size: int | Literal["auto"], parallelize_fn: object) -> int:
+    """How many processes are along the pipeline axis."""
+    _check_size(PIPELINE, size)
+    if pipeline is None:
+        if size not in (1, "auto"):
+            raise ConfigurationError(
+                f"ModelParallelStrategy(pipeline_parallel_size={size}) has no pipeline. It says where the module is cut"
+                " into stages, one or more for each process. Pass pipeline=Pipeline(['blocks.2'], micro_batches=8)."
+            )
+        return 1
+    if not isinstance(pipeline, Pipeline):
+        raise ArgumentTypeError(
+            f"ModelParallelStrategy(pipeline={pipeline!r}) is a {type(pipeline).__name__}. It says where the module is"
+            " cut into stages. Pass a Pipeline(['blocks.2'], micro_batches=8) of fulmen.fabric.strategies."
+        )
+    if parallelize_fn is not None:
+        raise ConfigurationError(
+            f"ModelParallelStrategy(parallelize_fn={_shown(parallelize_fn)}, pipeline=...) splits a module of which no"
+            " process has all. A pipeline goes with a plan, or with none. Pass plan={'pattern of names': 'style'}."
+        )
+    return pipeline.size(size)
 
 
 def _check_size(axis: str, size: Size) -> None:

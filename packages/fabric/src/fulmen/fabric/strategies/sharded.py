@@ -7,7 +7,7 @@ import secrets
 import sys
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Unpack
 from weakref import ref
@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
 from fulmen.fabric.checkpoint_io.ranks import Ranks
+from fulmen.fabric.compiled import plain_name, plain_state
 from fulmen.fabric.errors import ArgumentTypeError, CheckpointKeyError, ConfigurationError
 from fulmen.fabric.filesystem import get_filesystem, is_local
 from fulmen.fabric.seeding import collect_rng_state, restore_rng_state
@@ -182,7 +183,7 @@ class ShardedStrategy(ProcessGroupStrategy, ABC):
             )
         self.precision.unscale_gradients(optimizer)
         found = gradients(self.precision.main_params(optimizer))
-        norm = total_norm(found, float(norm_type), self.root_device)
+        norm = self._norm_of(found, float(norm_type))
         if error_if_nonfinite and not torch.isfinite(norm):
             raise RuntimeError(
                 f"The norm of the gradients is {norm.item()}, so they cannot be clipped to {max_norm}. A loss or an"
@@ -190,6 +191,10 @@ class ShardedStrategy(ProcessGroupStrategy, ABC):
             )
         scale(found, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
         return norm
+
+    def _norm_of(self, gradients: Sequence[Tensor], norm_type: float) -> Tensor:
+        """The norm of all gradients taken as one, the same on every process."""
+        return total_norm(gradients, norm_type, self.root_device)
 
     def clip_gradients_value(self, module: Module, optimizer: Optimizer, clip_val: float | int) -> None:
         """Bring every gradient of the optimizer's parameters into [-clip_val, clip_val]."""
@@ -288,7 +293,7 @@ class ShardedStrategy(ProcessGroupStrategy, ABC):
 
     def module_state(self, module: Module) -> dict[str, Any]:
         """The module's state dict as it is saved: split, or whole on rank 0 and empty elsewhere. All must call it."""
-        state: dict[str, Any] = users_module(module).state_dict()
+        state = plain_state(users_module(module))
         return state if self._saves_shards else self._whole_on_rank_zero(state)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
@@ -360,10 +365,11 @@ class ShardedStrategy(ProcessGroupStrategy, ABC):
             parameters = dict(zip(names, parameters_of(value), strict=True))
             return empty_optimizer_state(entries, parameters)
         if isinstance(value, Module):
-            here = users_module(value).state_dict()
-            _check_names(where, here, {str(place[0]) for place, _ in entries}, strict)
-            there = {place[0] for place, _ in entries}
-            return {name: value for name, value in here.items() if name in there}
+            users = users_module(value)
+            here = plain_state(users)
+            there = {plain_name(users, str(place[0])): place[0] for place, _ in entries}
+            _check_names(where, here, set(there), strict)
+            return {there[name]: value for name, value in here.items() if name in there}
         return None
 
     def _take(self, value: Module | Optimizer, loaded: dict[str, Any], strict: bool) -> None:

@@ -16,6 +16,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
+from fulmen.fabric.compiled import load_plain_state, plain_name, plain_parameters, plain_state, without_wrappers
 from fulmen.fabric.errors import CheckpointKeyError, ConfigurationError
 from fulmen.fabric.strategies.base import users_module
 from fulmen.fabric.strategies.sharded_tensors import fill, is_dtensor, split_like
@@ -23,7 +24,7 @@ from fulmen.fabric.strategies.sharded_tensors import fill, is_dtensor, split_lik
 
 def named_parameters(module: Module) -> dict[str, Tensor]:
     """All parameters of the user's module; one that has several names is there under each."""
-    return dict(users_module(module).named_parameters(remove_duplicate=False))
+    return dict(plain_parameters(users_module(module), remove_duplicate=False))
 
 
 class ParameterBook:
@@ -130,16 +131,18 @@ def load_module_state(module: Module, state: Mapping[str, Any], strict: bool = T
         RuntimeError: As `Module.load_state_dict`, if `strict` and names are missing on either side.
     """
     users = users_module(module)
-    here = users.state_dict()
+    here = plain_state(users)
     filled: dict[str, Any] = {}
-    for name, value in state.items():
+    for saved_name, value in state.items():
+        name = plain_name(users, saved_name)
         target = here.get(name)
         if isinstance(value, Tensor) and isinstance(target, Tensor):
-            fill(name, target, value)
+            if not (value.is_meta and target.is_meta):  # another process has it
+                fill(name, target, value)
             value = target
         filled[name] = value if target is not None else _on_every_process(value, here)
     # The module's own hooks hear of it; what is filled already is copied onto itself.
-    users.load_state_dict(filled, strict=strict)
+    load_plain_state(users, filled, strict)
 
 
 def _on_every_process(value: Any, here: Mapping[str, Any]) -> Any:
@@ -181,7 +184,7 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any], names: 
     Raises:
         CheckpointKeyError: If a group of parameters is not in the state.
     """
-    saved = state.get("state", {})
+    saved = {_plain(key): values for key, values in state.get("state", {}).items()}
     keys: list[Any] = list(range(len(parameters_of(optimizer))))
     groups = list(state["param_groups"])
     if is_by_name(state):
@@ -196,7 +199,7 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any], names: 
 
 
 def _groups_by_name(optimizer: Optimizer, names: list[str], saved: list[Any]) -> list[dict[str, Any]]:
-    group_of = {name: group for group in saved for name in group["params"]}
+    group_of = {_plain(name): group for group in saved for name in group["params"]}
     groups: list[dict[str, Any]] = []
     place = 0
     for index, group in enumerate(optimizer.param_groups):
@@ -231,14 +234,18 @@ def empty_optimizer_state(
             groups.setdefault(path[0], {})[path[1]] = None
         elif first != "state":
             state[first] = None
-        elif path and path[0] in parameters:
+        elif path and without_wrappers(path[0]) in parameters:
             name, key, *below = path
             is_tensor = not below and hasattr(entry, "chunks")
             values = state.setdefault("state", {}).setdefault(name, {})
-            values[key] = _empty(entry, parameters[name]) if is_tensor else None
+            values[key] = _empty(entry, parameters[without_wrappers(name)]) if is_tensor else None
     if groups:
         state["param_groups"] = [groups[index] for index in sorted(groups)]
     return state
+
+
+def _plain(key: str | int) -> str | int:
+    return without_wrappers(key) if isinstance(key, str) else key
 
 
 def _empty(described: Any, parameter: Tensor) -> Tensor:

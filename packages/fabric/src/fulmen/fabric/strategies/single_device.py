@@ -36,6 +36,8 @@ class SingleDeviceStrategy(Strategy):
     ) -> None:
         super().__init__(accelerator=accelerator, checkpoint_io=checkpoint_io, precision=precision)
         try:
+            if isinstance(device, int) and not torch.accelerator.is_available():
+                raise RuntimeError("a number is that of an accelerator, and there is none.")  # builds for GPUs take it
             self._root_device = torch.device(device)
         except (TypeError, RuntimeError) as error:
             raise ConfigurationError(

@@ -13,7 +13,7 @@ from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.registry import Registry
 from fulmen.fabric.strategies.base import Strategy
 from fulmen.fabric.strategies.single_device import SingleDeviceStrategy
-from fulmen.fabric.strategies.xla_graphs import XLAGraphs
+from fulmen.fabric.strategies.xla.graphs import XLAGraphs
 from fulmen.fabric.types import DeviceLike
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import Module
 
 from fulmen.fabric.errors import ConfigurationError
-from fulmen.fabric.strategies.context_parallel import attend_together
+from fulmen.fabric.strategies.context_parallel import attend_together, check_attention
 from fulmen.fabric.strategies.mesh_axes import DATA, REPLICATE, TENSOR
 from fulmen.fabric.strategies.plan import COLUMN, FEATURES, ROW, SEQUENCE, WHOLE, Matched, Plan, Style
 from fulmen.fabric.strategies.plan import REPLICATE as WHOLE_PARAMETERS
@@ -33,13 +34,35 @@ def split_by_plan(
     Raises:
         ConfigurationError: If the plan does not fit the module or the mesh.
     """
-    matched = plan.match(module)
+    num_parts = mesh[TENSOR].size()
+    matched = check_plan(module, plan, num_parts, 1 if context is None else context.size())
     if is_split(module):
         raise ConfigurationError(
             f"ModelParallelStrategy(plan=...) got {type(module).__name__}, which is split already. The plan would split"
             " it once more. Leave the plan out, or do not split the module in configure_model or before setup."
         )
-    num_parts = mesh[TENSOR].size()
+    take_values_of_rank_zero(module, device)
+    if num_parts > 1:
+        split_tensors(module, matched, mesh[TENSOR])
+    if context is not None:
+        for name, way in matched.attentions.items():
+            attend_together(module.get_submodule(name), name, way, context.get_group())
+    _split_over_data(module, matched, mesh)
+
+
+def check_plan(module: Module, plan: Plan, num_parts: int, context: int) -> Matched:
+    """What the plan names in the module; looks at both only.
+
+    Args:
+        module: Not split yet.
+        plan: What is split, and how.
+        num_parts: The size of the tensor axis.
+        context: How many processes share a sequence.
+
+    Raises:
+        ConfigurationError: If the plan does not fit the module or the sizes.
+    """
+    matched = plan.match(module)
     if num_parts > 1:
         if not plan.splits_tensors:
             raise ConfigurationError(
@@ -47,17 +70,15 @@ def split_by_plan(
                 " axis. Its processes would all compute the same. Name parts of the module as 'column' and 'row', or"
                 " pass tensor_parallel_size=1."
             )
-        _check_parts(module, matched, num_parts)
-    _take_values_of_rank_zero(module, device)
-    if num_parts > 1:
-        _split_tensors(module, matched, mesh[TENSOR])
-    if context is not None:
+        check_parts(module, matched, num_parts)
+    if context > 1:
         for name, way in matched.attentions.items():
-            attend_together(module.get_submodule(name), name, way, context.get_group())
-    _split_over_data(module, matched, mesh)
+            check_attention(module.get_submodule(name), name, way)
+    return matched
 
 
-def _check_parts(module: Module, matched: Matched, num_parts: int) -> None:
+def check_parts(module: Module, matched: Matched, num_parts: int) -> None:
+    """Refuse what cannot be split over so many processes."""
     for name, style in matched.tensors.items():
         part = module.get_submodule(name)
         if style.kind not in (COLUMN, ROW):
@@ -84,7 +105,7 @@ def _size_along(part: nn.Linear | nn.Embedding, kind: str) -> int:
 
 
 @torch.no_grad()
-def _take_values_of_rank_zero(module: Module, device: torch.device) -> None:
+def take_values_of_rank_zero(module: Module, device: torch.device) -> None:
     """Processes that drew other numbers would hold parts of other modules."""
     for tensor in [*module.parameters(), *module.buffers()]:
         if not tensor.is_meta:
@@ -93,7 +114,8 @@ def _take_values_of_rank_zero(module: Module, device: torch.device) -> None:
             tensor.copy_(here)
 
 
-def _split_tensors(module: Module, matched: Matched, mesh: DeviceMesh) -> None:
+def split_tensors(module: Module, matched: Matched, mesh: DeviceMesh) -> None:
+    """Split tensors over the tensor axis; `matched` may name some parts of the module only."""
     from torch.distributed.tensor.parallel import parallelize_module
 
     for name, style in matched.tensors.items():
@@ -136,15 +158,27 @@ def _torch_style(style: Style, part: Module) -> Any:
 
 
 def _split_over_data(module: Module, matched: Matched, mesh: DeviceMesh) -> None:
-    names = mesh.mesh_dim_names or ()
-    over = mesh[REPLICATE, DATA] if REPLICATE in names else mesh[DATA]
+    over = data_mesh(mesh)
     if over.size() == 1:
         return
     from torch.distributed.fsdp import fully_shard
 
+    split_units(module, matched.units, over)
+    fully_shard(module, mesh=over)
+
+
+def data_mesh(mesh: DeviceMesh) -> DeviceMesh:
+    """The processes that see other data than this one."""
+    names = mesh.mesh_dim_names or ()
+    return mesh[REPLICATE, DATA] if REPLICATE in names else mesh[DATA]
+
+
+def split_units(module: Module, units: Iterable[str], over: DeviceMesh) -> None:
+    """Split these parts of a module over the data axes; the rest of it is to follow."""
+    from torch.distributed.fsdp import fully_shard
+
     # Inner units before those that hold them; the module itself holds what is in none.
-    for name in sorted(filter(None, matched.units), key=lambda name: -name.count(".")):
+    for name in sorted(filter(None, units), key=lambda name: -name.count(".")):
         unit = module.get_submodule(name)
         if any(True for _ in unit.parameters()):
             fully_shard(unit, mesh=over)
-    fully_shard(module, mesh=over)

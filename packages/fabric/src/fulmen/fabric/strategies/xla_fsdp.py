@@ -22,8 +22,8 @@ from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.registry import Registry
 from fulmen.fabric.strategies.base import Filter, Strategy
 from fulmen.fabric.strategies.fsdp_units import Policy, check_policy, choose
-from fulmen.fabric.strategies.xla import XLAParallelStrategy
-from fulmen.fabric.strategies.xla_shards import gather_whole, is_wrapped, read_shards, write_shards, write_whole
+from fulmen.fabric.strategies.xla.shards import gather_whole, is_wrapped, read_shards, write_shards, write_whole
+from fulmen.fabric.strategies.xla.strategy import XLAParallelStrategy
 from fulmen.fabric.types import PathLike
 
 # Of the wrapper, those that the strategy gives itself.

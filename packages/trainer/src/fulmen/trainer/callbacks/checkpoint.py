@@ -1,9 +1,14 @@
 """The base of all callbacks that save checkpoints."""
 
+import os
 import warnings
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from fulmen.trainer._typing import Trainer
+from fulmen.trainer.checkpoint.dump import FULMEN_KEY
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
 
@@ -13,6 +18,31 @@ class Checkpoint(Callback):
 
     monitors_metrics = True
     _awaited: tuple[str, ...] = ()  # saved in the background, and not on the disk yet
+    _last_global_step_saved, _last_checkpoint_saved = 0, ""  # before the first step: nothing to save
+    _restored_step = 0  # the step of the last save, as the checkpoint has it that the run goes on from
+    _restored_from: str | None = None  # the folder of that checkpoint
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Whoever goes on from it does not save this step a second time, if it was saved."""
+        own = checkpoint.get(FULMEN_KEY)
+        if own is not None and self._last_global_step_saved:
+            own.setdefault("saved_at", {})[self.state_key] = self._last_global_step_saved
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Files of the run that wrote the checkpoint are looked for beside it."""
+        self._restored_step = checkpoint.get(FULMEN_KEY, {}).get("saved_at", {}).get(self.state_key, 0)
+        self._restored_from = os.path.dirname(os.fspath(trainer.ckpt_path)) if trainer.ckpt_path else None
+
+    @contextmanager
+    def _saving(self, trainer: Trainer, path: str) -> Iterator[None]:
+        """Inside, the step is saved to `path`; if that fails, it was not."""
+        before, self._last_global_step_saved = self._last_global_step_saved, trainer.global_step
+        try:
+            yield
+        except BaseException:
+            self._last_global_step_saved = before
+            raise
+        self._last_checkpoint_saved = path
 
     def tell_loggers(self, trainer: Trainer, path: str) -> None:
         """Let the loggers hear of what was just saved to `path`, once it is on the disk."""

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from fulmen.fabric.compiled import plain_name, plain_parameters
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, MisconfigurationException
 from fulmen.fabric.rank_zero import rank_zero_info, rank_zero_warn
 from fulmen.trainer._typing import Trainer
@@ -76,7 +77,7 @@ class BaseFinetuning(Callback):
         if restored is None:
             return
         before = _trained(pl_module)
-        parameters = dict(pl_module.named_parameters())
+        parameters: dict[str, nn.Parameter] = plain_parameters(pl_module)
         for index, groups in restored["internal_optimizer_metadata"].items():
             self._regroup(self._optimizers[int(index)], groups, parameters)
         if "frozen" in restored:
@@ -85,7 +86,7 @@ class BaseFinetuning(Callback):
                 parameter.requires_grad_(name not in frozen)
             for name, layer in pl_module.named_modules():
                 if isinstance(layer, _BatchNorm):
-                    layer.track_running_stats = name not in still
+                    layer.track_running_stats = plain_name(pl_module, name) not in still
         if _trained(pl_module) != before:
             trainer.strategy.on_trained_parameters_change()
 
@@ -102,16 +103,19 @@ class BaseFinetuning(Callback):
         """The parameter groups by names, and what is frozen."""
         if self._module is None:
             return {}
-        names = {id(parameter): name for name, parameter in self._module.named_parameters()}
-        layers = self._module.named_modules()
+        module, layers = self._module, self._module.named_modules()
+        parameters = plain_parameters(module)
+        names = {id(parameter): name for name, parameter in parameters.items()}
         return {
             "internal_optimizer_metadata": {
                 index: [_named(group, names) for group in optimizer.param_groups]
                 for index, optimizer in enumerate(self._optimizers)
             },
-            "frozen": [name for name, parameter in self._module.named_parameters() if not parameter.requires_grad],
+            "frozen": [name for name, parameter in parameters.items() if not parameter.requires_grad],
             "still_batch_norms": [
-                name for name, layer in layers if isinstance(layer, _BatchNorm) and not layer.track_running_stats
+                plain_name(module, name)
+                for name, layer in layers
+                if isinstance(layer, _BatchNorm) and not layer.track_running_stats
             ],
         }
 

@@ -156,7 +156,7 @@ class ModelCheckpoint(Checkpoint):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say now if no checkpoint can be written."""
         if self.save_top_k != 0 or self.save_last or self.save_on_exception:
-            refuse_unwritable(trainer, self.folder(trainer), pl_module)
+            refuse_unwritable(trainer, self.folder(trainer), pl_module, self.filename)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first time interval begins."""
@@ -324,9 +324,8 @@ class ModelCheckpoint(Checkpoint):
             raise
 
     def _save_checkpoint(self, trainer: Trainer, path: str) -> None:
-        trainer.save_checkpoint(path, self.save_weights_only)
-        self._last_global_step_saved = trainer.global_step
-        self._last_checkpoint_saved = path
+        with self._saving(trainer, path):
+            trainer.save_checkpoint(path, self.save_weights_only)
         self.tell_loggers(trainer, path)
 
     def _remove(self, trainer: Trainer, outdated: list[str | None]) -> None:
@@ -415,10 +414,6 @@ class ModelCheckpoint(Checkpoint):
             "last_model_path": self.last_model_path,
         }
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Files of the run that wrote the checkpoint are looked for beside it."""
-        self._restored_from = os.path.dirname(os.fspath(trainer.ckpt_path)) if trainer.ckpt_path else None
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the ranking, if the files are in this folder too, also after it was moved."""
         saved_dir = state_dict.get("dirpath", self.dirpath)
@@ -427,6 +422,7 @@ class ModelCheckpoint(Checkpoint):
         if self.dirpath != saved_dir and (moved := moved_ranking(state_dict, self.dirpath or "")) is not None:
             state_dict, saved_dir = moved, self.dirpath
         if self.dirpath == saved_dir:
+            self._last_global_step_saved = max(self._last_global_step_saved, self._restored_step)
             self.best_model_score = state_dict["best_model_score"]
             self.current_score = state_dict.get("current_score", self.current_score)
             self.kth_best_model_path = state_dict.get("kth_best_model_path", self.kth_best_model_path)

@@ -7,6 +7,7 @@ from fulmen.fabric.rank_zero import warn_once
 from fulmen.trainer._typing import Trainer
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
+from fulmen.trainer.metrics.outlets import asked
 
 
 class ProgressBar(Callback):
@@ -14,6 +15,8 @@ class ProgressBar(Callback):
 
     Yours to override: `disable`, `enable`, `get_metrics`, `print`, the descriptions, and any hook.
     """
+
+    _is_enabled = True
 
     def __init__(self) -> None:
         self._trainer: Trainer | None = None
@@ -102,13 +105,23 @@ class ProgressBar(Callback):
         """No loader is the current one."""
         self._dataloader_idx = None
 
+    @property
+    def is_enabled(self) -> bool:
+        """Is anything shown?"""
+        return self._is_enabled
+
+    @property
+    def is_disabled(self) -> bool:
+        """Is nothing shown?"""
+        return not self.is_enabled
+
     def disable(self) -> None:
-        """Show nothing from now on."""
-        raise NotImplementedError
+        """Show nothing from the next stage on."""
+        self._is_enabled = False
 
     def enable(self) -> None:
-        """Show progress again."""
-        raise NotImplementedError
+        """Show progress again from the next stage on."""
+        self._is_enabled = True
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print so that the bar stays whole."""
@@ -141,7 +154,7 @@ def get_standard_metrics(trainer: Trainer) -> dict[str, int | str]:
     """What a bar shows beside the user's metrics: `v_num`, the version of the first logger."""
     if not trainer.loggers:
         return {}
-    version = trainer.loggers[0].version
+    version = asked(trainer.loggers[0], "version")
     if version is None:
         return {}
     # Hashes are long; their end tells them apart.

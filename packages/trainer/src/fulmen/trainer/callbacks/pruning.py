@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fulmen.fabric.compiled import plain_name
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.rank_zero import rank_zero_info
 from fulmen.trainer._typing import Trainer
@@ -300,7 +301,7 @@ class ModelPruning(Callback):
 
     def _choose(self, pl_module: LightningModule) -> None:
         found = self.sanitize_parameters_to_prune(pl_module, self._given, self._names)
-        names = {layer: name for name, layer in pl_module.named_modules()}
+        names = {layer: plain_name(pl_module, name) for name, layer in pl_module.named_modules()}
         pairs = self.filter_parameters_to_prune(found)
         self._places = {f"{names[layer]}.{name}".lstrip("."): (layer, name) for layer, name in pairs}
         if self._rewinds and not self._resamples:
@@ -359,7 +360,7 @@ class ModelPruning(Callback):
             if trains:
                 kept = mask.bool()
                 masks = self._restored.setdefault("masks", {})
-                masks[name] = {"mask": kept, "hidden": values[~kept]}
+                masks[plain_name(module, name)] = {"mask": kept, "hidden": values[~kept]}
         for found, layer in module.named_modules():
             for parameter_name in [name.removesuffix("_mask") for name, _ in layer.named_buffers(recurse=False)]:
                 key = prefix + (f"{found}." if found else "") + parameter_name

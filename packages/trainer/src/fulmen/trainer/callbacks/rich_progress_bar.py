@@ -1,5 +1,6 @@
 """A progress bar by rich: drawn by the clock, ten times a second at most."""
 
+import signal
 from math import isfinite
 from time import monotonic
 from typing import Any
@@ -14,6 +15,7 @@ from fulmen.trainer.callbacks.rich_columns import MAX_BAR_WIDTH, as_line, rich_p
 from fulmen.trainer.callbacks.rich_theme import RichProgressBarTheme
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.core.needs import STEP_OUTPUT
+from fulmen.trainer.run.signals import CTRL_C
 
 _DRAW_EVERY_S = 0.1
 _DRAW_AT_LEAST_EVERY_S = 0.5
@@ -74,13 +76,13 @@ class RichProgressBar(ProgressBar):
         self._refresh_rate = refresh_rate
         self._leave = leave
         self._console_kwargs = console_kwargs or {}
-        self._is_enabled = True
         self._train_pace = Pace()
         self._eval_pace = Pace()
         self._train_rate = Rate()
         self._eval_rate = Rate()
         self._shown_s = 0.0
         self._first_epoch = 0
+        self._has_said_ctrl_c = False
         self._is_first_batch = False
         self._forget()
 
@@ -107,20 +109,7 @@ class RichProgressBar(ProgressBar):
     @property
     def is_enabled(self) -> bool:
         """Is anything shown?"""
-        return self._is_enabled and self._refresh_rate > 0
-
-    @property
-    def is_disabled(self) -> bool:
-        """Is nothing shown?"""
-        return not self.is_enabled
-
-    def disable(self) -> None:
-        """Show nothing from the next stage on."""
-        self._is_enabled = False
-
-    def enable(self) -> None:
-        """Show progress again from the next stage on."""
-        self._is_enabled = True
+        return super().is_enabled and self._refresh_rate > 0
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print; while bars are drawn it appears above them."""
@@ -366,6 +355,7 @@ class RichProgressBar(ProgressBar):
 
     def _stop(self) -> None:
         if self.progress is not None and not self._is_plain:
+            self._say_ctrl_c()
             self.progress.stop()
         self._forget()
         self._train_pace.next_s = self._eval_pace.next_s = NEVER_S
@@ -417,11 +407,19 @@ class RichProgressBar(ProgressBar):
             self._metrics.update(metrics)
         self.progress.update(task_id, completed=pace.done, visible=True, per_second=rate.measure(pace.done, now_s))
         if not self._is_plain:
+            self._say_ctrl_c()
             self.progress.soft_refresh()
         elif line:
             task = self._task(task_id)
             shown = str(self._metrics.text) if metrics is not None and self._metrics is not None else ""
             self.progress.console.print(as_line(task, shown), markup=False, highlight=False, soft_wrap=True)
+
+    def _say_ctrl_c(self) -> None:
+        """What a signal handler writes is in no line that rich knows of: the next drawing takes it away again."""
+        is_caught = self._trainer is not None and self._trainer.context.signals.caught == signal.SIGINT
+        if is_caught and not self._has_said_ctrl_c:
+            self.progress.console.print(CTRL_C, markup=False, highlight=False)
+        self._has_said_ctrl_c = is_caught
 
     def _hide(self, task_id: Any) -> None:
         self.progress.update(task_id, visible=False)

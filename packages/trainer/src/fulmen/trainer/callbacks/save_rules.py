@@ -1,5 +1,6 @@
 """When ModelCheckpoint saves and what: the arguments checked, and what the run says about it."""
 
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -55,7 +56,7 @@ def values_of(trainer: Trainer) -> dict[str, Any]:
     return values
 
 
-def refuse_unwritable(trainer: Trainer, folder: str, module: LightningModule) -> None:
+def refuse_unwritable(trainer: Trainer, folder: str, module: LightningModule, template: str | None = None) -> None:
     """Refuse, in all processes, a folder to which no checkpoint of `module` can be written.
 
     Raises:
@@ -68,7 +69,8 @@ def refuse_unwritable(trainer: Trainer, folder: str, module: LightningModule) ->
         # At least what is trained is saved; what is not may be left out by the user's `on_save_checkpoint`.
         trained = (parameter for parameter in module.parameters() if parameter.requires_grad)
         try:
-            check_place(folder, sum(parameter.numel() * parameter.element_size() for parameter in trained))
+            num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+            check_place(folder, num_bytes, re.sub(r"\{.*?\}", "", template or ""))
         except CheckpointError as error:
             refusal = error
     refusal = trainer.strategy.broadcast(refusal)

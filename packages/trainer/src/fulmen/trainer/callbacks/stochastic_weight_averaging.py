@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import SWALR
 
+from fulmen.fabric.compiled import plain_parameters
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.fabric.seeding import isolate_rng
@@ -40,7 +41,7 @@ class StochasticWeightAveraging(Callback):
     steps once per epoch. After the last one the module gets the average, and running means of batch norms are computed
     anew in one more pass over the training batches, in which nothing is trained and nothing logged; processes join what
     they have seen. What is saved at the end of the last epoch is from before that; what is saved after the fit holds
-    the average.
+    the average, and beside it what was trained: a fit that goes on from there trains that on.
     After Izmailov et al., https://arxiv.org/abs/1803.05407.
 
     Args:
@@ -112,6 +113,7 @@ class StochasticWeightAveraging(Callback):
         self._module: LightningModule | None = None
         self._average: nn.Module | None = None
         self._restored: dict[str, Any] | None = None
+        self._trained: dict[str, Any] | None = None  # what the average has taken the place of
 
     @property
     def swa_start(self) -> int:
@@ -127,7 +129,7 @@ class StochasticWeightAveraging(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin without an average."""
         if stage == "fit":
-            self._average = self._scheduler = self._module = self._restored = self.n_averaged = None
+            self._average = self._scheduler = self._module = self._restored = self.n_averaged = self._trained = None
             self._latest_update_epoch = -1
             self._max_epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
 
@@ -138,12 +140,14 @@ class StochasticWeightAveraging(Callback):
         restored, self._restored = self._restored, None
         if restored is None or restored["average_model_state"] is None:
             return
+        if trained := restored.get("trained_model_state"):
+            trainer.strategy.load_model_state_dict({"state_dict": trained}, strict=pl_module.strict_loading)
         # The schedulers of the checkpoint are those of averaging: its optimizer is restored after this.
         self._begin(trainer, pl_module)
         assert self._average is not None
         state = restored["average_model_state"]
         with torch.no_grad():
-            for (name, _), average in zip(pl_module.named_parameters(), self._average.parameters(), strict=True):
+            for name, average in zip(plain_parameters(pl_module), self._average.parameters(), strict=True):
                 average.copy_(state[name] if name in state else state[f"{name}_orig"])  # it was pruned
         self.n_averaged = torch.tensor(restored["n_averaged"])
         self._latest_update_epoch = restored["latest_update_epoch"]
@@ -168,6 +172,10 @@ class StochasticWeightAveraging(Callback):
         """Give the module the average, and batch norms the running means that belong to it."""
         if self._average is None or not self.n_averaged:
             return
+        state = trainer.strategy.lightning_module_state_dict()
+        self._trained = {
+            name: value.to("cpu", copy=True) if isinstance(value, Tensor) else value for name, value in state.items()
+        }
         self.transfer_weights(self._average, pl_module)
         if self.pl_module_contains_batch_norm(pl_module):
             self._renew_batch_norms(trainer, pl_module)
@@ -177,11 +185,12 @@ class StochasticWeightAveraging(Callback):
         average_state = None
         if self._average is not None and self._module is not None:
             average_state = self._module.state_dict()
-            for (name, _), average in zip(self._module.named_parameters(), self._average.parameters(), strict=True):
+            for name, average in zip(plain_parameters(self._module), self._average.parameters(), strict=True):
                 average_state[name] = average.detach()
         # That of torch 2.9 holds the function by which it anneals; the one that loads it has its own.
         scheduler = None if self._scheduler is None else self._scheduler.state_dict()
-        return {
+        trained = {} if self._trained is None else {"trained_model_state": self._trained}
+        return trained | {
             "n_averaged": 0 if self.n_averaged is None else int(self.n_averaged),
             "latest_update_epoch": self._latest_update_epoch,
             "scheduler_state": None if scheduler is None else {k: v for k, v in scheduler.items() if not callable(v)},
@@ -290,7 +299,9 @@ class StochasticWeightAveraging(Callback):
         run = trainer.context
         place = make_placer(pl_module, trainer.datamodule, trainer.strategy, run.hooks.as_hook)
         step = step_arguments(pl_module.training_step, self._step_past_wrapper(trainer, pl_module))
-        batches = Fetcher(run.data.prepared[Stage.TRAIN].loader, trainer.num_training_batches)
+        prepared = run.data.prepared[Stage.TRAIN]
+        position = prepared.state_dict()
+        batches = Fetcher(prepared.loader, trainer.num_training_batches)
         self.reset_batch_norm_and_save_state(pl_module)
         pl_module.attach(trainer, _Nowhere())
         try:
@@ -301,6 +312,7 @@ class StochasticWeightAveraging(Callback):
         finally:
             pl_module.attach(trainer, run.metrics)
             self.reset_momenta()
+            prepared.load_state_dict(position)  # a fit that goes on has not made this pass
 
     @staticmethod
     def _step_past_wrapper(trainer: Trainer, pl_module: LightningModule) -> Callable[..., Any]:

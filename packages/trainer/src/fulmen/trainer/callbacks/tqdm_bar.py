@@ -7,6 +7,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from tqdm import tqdm
+from tqdm.utils import disp_len, disp_trim
 
 # With a bar, and then what is left of it on narrower screens: the numbers that a person waits for come last.
 FORMATS = (
@@ -22,6 +23,8 @@ _FORMATS_WITHOUT_TOTAL = (
     "{desc}{n_fmt}/{total_fmt}{postfix}",
 )
 _MIN_BAR = 5
+# A terminal writes "^C" behind the bar. If that ran over its edge, all that is drawn later would be a line too low.
+_ROOM_FOR_ECHO = 2
 
 
 def can_draw_over(file: Any) -> bool:
@@ -77,7 +80,7 @@ class Tqdm(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
             return super().__str__()
         if values["prefix"] and not values["prefix"].endswith(": "):
             values["prefix"] += ": "
-        width = None if self.is_plain else values["ncols"]
+        width = None if self.is_plain or not values["ncols"] else values["ncols"] - _ROOM_FOR_ECHO
         formats = _FORMATS_WITHOUT_TOTAL if not values["total"] else FORMATS[self.is_plain :]
         if width is None:
             return str(self.format_meter(**{**values, "ncols": None, "bar_format": formats[0]}))
@@ -85,7 +88,10 @@ class Tqdm(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
         while at < len(formats) - 1 and self._least(values, formats[at]) > width:
             at += 1
         self._narrowed = (width, len(formats)), at
-        return str(self.format_meter(**{**values, "bar_format": formats[at]}))
+        if "{bar}" in formats[at]:
+            return str(self.format_meter(**{**values, "ncols": width, "bar_format": formats[at]}))
+        text = str(self.format_meter(**{**values, "ncols": None, "bar_format": formats[at]}))
+        return text if disp_len(text) <= width else f"{disp_trim(text, width - 1)}…"
 
     def _least(self, values: MutableMapping[str, Any], wanted: str) -> int:
         """How much room a format needs."""

@@ -71,7 +71,6 @@ class TQDMProgressBar(ProgressBar):
         self._refresh_rate = refresh_rate
         self._process_position = process_position
         self._leave = leave
-        self._is_enabled = True
         self._train_bar: Any = None
         self._val_bar: Any = None
         self._test_bar: Any = None
@@ -108,20 +107,7 @@ class TQDMProgressBar(ProgressBar):
     @property
     def is_enabled(self) -> bool:
         """Is anything shown?"""
-        return self._is_enabled and self._refresh_rate > 0
-
-    @property
-    def is_disabled(self) -> bool:
-        """Is nothing shown?"""
-        return not self.is_enabled
-
-    def disable(self) -> None:
-        """Show nothing from the next stage on."""
-        self._is_enabled = False
-
-    def enable(self) -> None:
-        """Show progress again from the next stage on."""
-        self._is_enabled = True
+        return super().is_enabled and self._refresh_rate > 0
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
         """Print above the bars; as `print` does where there are none."""

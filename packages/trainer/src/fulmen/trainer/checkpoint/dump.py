@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fulmen.fabric.seeding import collect_rng_state, run_seed
+from fulmen.trainer.checkpoint.buffers import own_buffers
 from fulmen.trainer.checkpoint.position import FitPosition
 from fulmen.trainer.core.hparams import hyperparameter_entries
 from fulmen.trainer.format_version import FORMAT_VERSION, VERSION_KEY
@@ -82,11 +83,16 @@ def _own_state(run: RunContext, position: FitPosition) -> dict[str, Any]:
         "form": FULMEN_FORM,
         "world_size": run.strategy.world_size,
         "seed": run_seed() if run.data.seed is None else run.data.seed,
+        "buffers": own_buffers(run),
         "rng": run.strategy.gather_objects(validation.rng or collect_rng_state()),
         # Of each process that sees other data how far they were read, and its sums.
         "data": run.strategy.gather_different(prepared.state_dict()) if prepared is not None else None,
         "metrics": run.strategy.gather_different(run.metrics.state_dict()),
-        "validation": {"seen_batches": validation.seen_batches, "under_way": validation.is_under_way},
+        "validation": {
+            "seen_batches": validation.seen_batches,
+            "under_way": validation.is_under_way,
+            "data": None if validation.data is None else run.strategy.gather_different(dict(validation.data)),
+        },
         "since_validation_s": position.since_validation_s,
         "owed": position.owed,
         "gradients": position.gradients,

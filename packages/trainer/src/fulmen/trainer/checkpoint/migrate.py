@@ -175,11 +175,10 @@ def _no_steps() -> dict[str, Any]:
 
 def _no_loops() -> dict[str, Any]:
     # Every part that a fit loop of 1.6 saved, with nothing counted.
-    batches = {"total": _counts(), "current": _counts(), "is_last_batch": False}
     return {
         "state_dict": {},
         "epoch_loop.state_dict": {},
-        "epoch_loop.batch_progress": batches,
+        "epoch_loop.batch_progress": _no_batches(),
         "epoch_loop.scheduler_progress": {
             "total": {"ready": 0, "completed": 0},
             "current": {"ready": 0, "completed": 0},
@@ -192,7 +191,12 @@ def _no_loops() -> dict[str, Any]:
             "current": {"ready": 0, "completed": 0},
         },
         "epoch_loop.val_loop.state_dict": {},
+        "epoch_loop.val_loop.epoch_loop.batch_progress": _no_batches(),
     }
+
+
+def _no_batches() -> dict[str, Any]:
+    return {"total": _counts(), "current": _counts(), "is_last_batch": False}
 
 
 MIGRATIONS: dict[str, Iterable[Step]] = {

@@ -13,6 +13,7 @@ from fulmen.fabric.loggers.versions import check_inside
 from fulmen.fabric.types import PathLike
 from fulmen.trainer.checkpoint.kept import best_in, checkpoints_in, is_last_name, newest_folders
 from fulmen.trainer.loggers.base import Logger
+from fulmen.trainer.metrics.outlets import asked
 
 # What a signal has stopped. Each such stop replaces the one before: only the newest is of use.
 STOPPED_NAME = "stopped.ckpt"
@@ -330,7 +331,7 @@ def run_folders(callback: RanksCheckpoints, loggers: Sequence[Logger], root_dir:
     if not loggers:
         return [folder if folder is not None else join(root_dir, "checkpoints")]
     logger = loggers[0]
-    versions_dir = logger.versions_dir
+    versions_dir = asked(logger, "versions_dir")
     if versions_dir is None:
         if folder is not None:
             return [folder]
@@ -344,11 +345,13 @@ def run_folders(callback: RanksCheckpoints, loggers: Sequence[Logger], root_dir:
 
 def checkpoint_dir(logger: Logger, root_dir: str) -> str:
     """Where a run with this logger keeps its checkpoints."""
-    save_dir = logger.save_dir if logger.save_dir is not None else root_dir
-    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    for part in (str(logger.name), version):
-        check_inside(f"{type(logger).__name__} with the name {str(logger.name)!r} and the version {version!r}", part)
-    return os.path.join(save_dir, str(logger.name), version, _FOLDER)
+    save_dir, name, version = (asked(logger, part, asked) for part in ("save_dir", "name", "version"))
+    if asked in (save_dir, name, version):  # it has failed, and that was reported: as without a logger
+        return os.path.join(root_dir, _FOLDER)
+    version = version if isinstance(version, str) else f"version_{version}"
+    for part in (str(name), version):
+        check_inside(f"{type(logger).__name__} with the name {str(name)!r} and the version {version!r}", part)
+    return os.path.join(save_dir if save_dir is not None else root_dir, str(name), version, _FOLDER)
 
 
 def _ranked(callback: RanksCheckpoints, folder: str | None) -> list[str]:

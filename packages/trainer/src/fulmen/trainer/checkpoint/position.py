@@ -15,10 +15,12 @@ class ValidationPosition:
         seen_batches: Validation batches of the whole fit, without those of a pass that is under way.
         rng: The random numbers of this process with which the pass under way began; None if none is under way.
             A checkpoint written inside a pass, before its means are out, lets it begin anew.
+        data: What makes the next pass over the loaders, or the one under way; None if there are none yet.
     """
 
     seen_batches: int = 0
     rng: Mapping[str, Any] | None = None
+    data: Mapping[str, Any] | None = None
 
     @property
     def is_under_way(self) -> bool:

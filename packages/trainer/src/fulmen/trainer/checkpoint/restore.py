@@ -8,6 +8,7 @@ from typing import Any
 
 from fulmen.fabric.rank_zero import warn_once
 from fulmen.fabric.seeding import restore_rng_state
+from fulmen.trainer.checkpoint.buffers import put_back_buffers
 from fulmen.trainer.checkpoint.dump import FULMEN_KEY
 from fulmen.trainer.checkpoint.migrate import migrate_checkpoint
 from fulmen.trainer.errors import CheckpointError, MisconfigurationException
@@ -104,6 +105,7 @@ def restore_training(run: RunContext, checkpoint: Checkpoint, load_loops: Callab
             " A fit cannot go on exactly from weights."
             " Load them with load_from_checkpoint and fit without ckpt_path, or save with save_weights_only=False."
         )
+    put_back_buffers(run, own_state(checkpoint).get("buffers"))
     precision = strategy.precision_plugin
     if state := checkpoint.get(type(precision).__qualname__):
         precision.load_state_dict(state)

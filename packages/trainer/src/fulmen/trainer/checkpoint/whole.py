@@ -32,7 +32,7 @@ class _Found:
     passed_over: list[str] = field(default_factory=list)  # with the reasons
     kept: list[str] = field(default_factory=list)  # what became of those that are damaged
     some_damaged: bool = False
-    refused: CheckpointError | OSError | None = None
+    refused: Exception | None = None
 
 
 def load_whole(
@@ -55,11 +55,12 @@ def load_whole(
     """
     strategy = run.strategy
     strategy.barrier("ckpt_path")  # all have looked at the folder: it may change now
-    # Alone, a checkpoint is read once: reading it verifies it.
-    read_here = strategy.world_size == 1
+    # Reading a checkpoint verifies it: the first process has not to do it again.
+    read_here = strategy.world_size == 1 or strategy.reads_alone
     loaded: list[Checkpoint] = []
 
     def judge(path: str) -> None:
+        loaded.clear()
         if read_here:
             loaded[:] = [read(run, path, weights_only=weights_only)]
             keys = set(loaded[0])
@@ -92,7 +93,7 @@ def load_whole(
         )
     if found.path is None:
         return None, None
-    return found.path, loaded[0] if read_here else read(run, found.path, weights_only=weights_only)
+    return found.path, loaded[0] if loaded else read(run, found.path, weights_only=weights_only)
 
 
 def clear_leftovers(folders: Iterable[PathLike]) -> None:
@@ -119,6 +120,9 @@ def _first_whole(choice: Choice, judge: Callable[[str], None], *, sets_aside: bo
                 found.refused = error
                 break
             found.passed_over.append(f"{error}.")
+        except Exception as error:  # the other processes wait to hear what became of it
+            found.refused = error
+            break
         else:
             found.path = path
             break

@@ -7,6 +7,7 @@ from fulmen.fabric.rank_zero import PossibleUserWarning, rank_zero_deprecation
 from fulmen.trainer.connectors.hook_calls import check_hook_calls
 from fulmen.trainer.connectors.hook_names import check_hook_names, misspelt
 from fulmen.trainer.core.module import LightningModule
+from fulmen.trainer.core.unbuilt import was_initialised
 from fulmen.trainer.data.sources import RunData
 from fulmen.trainer.errors import ArgumentTypeError, ConfigurationError, MisconfigurationException
 from fulmen.trainer.run.settings import Settings
@@ -42,7 +43,7 @@ def check_module(model: object, entry: EntryPoint) -> None:
             " A run needs an object of a class derived from LightningModule: it says what a step is."
             " Wrap your network in a LightningModule, and pass an object of it."
         )
-    if "_modules" not in model.__dict__ or "_device" not in model.__dict__:
+    if not was_initialised(model) or "_device" not in model.__dict__:
         name = type(model).__name__
         raise MisconfigurationException(
             f"Trainer.{entry}(model={name}(...)) got a module that was not fully built."

@@ -1,14 +1,33 @@
 """Callback: what users add to a run without touching module or trainer."""
 
 from typing import Any, ClassVar
+from weakref import ref
 
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fulmen.fabric.errors import ConfigurationError
 from fulmen.trainer._typing import Trainer
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.core.needs import STEP_OUTPUT
 from fulmen.trainer.signature import extension_point
+
+
+class _RunsModule:
+    """The module of the run that a callback is in, not held alive; a pickled callback is in none."""
+
+    def __init__(self, module: LightningModule | None = None) -> None:
+        self.get = ref(module) if module is not None else _nothing
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
+
+    def __deepcopy__(self, _: Any) -> "_RunsModule":
+        return self
+
+
+def _nothing() -> None:
+    """Where there is no run."""
 
 
 @extension_point
@@ -25,6 +44,8 @@ class Callback:
     #: Does it try out what the others will work with, as a learning rate? Then it is the first in the list.
     tunes: ClassVar[bool] = False
 
+    _logs_with = _RunsModule()
+
     @property
     def state_key(self) -> str:
         """Where its state lies in a checkpoint; two callbacks in one run need two keys."""
@@ -37,6 +58,32 @@ class Callback:
     def _generate_state_key(self, **kwargs: Any) -> str:
         # The name that callbacks written for the reference call.
         return self.generate_state_key(**kwargs)
+
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """Logs as `pl_module.log` does, in hooks of a run; with the same arguments.
+
+        Raises:
+            ConfigurationError: If the callback is in no run.
+        """
+        self._module_of_run("log").log(name, value, *args, **kwargs)
+
+    def log_dict(self, dictionary: Any, *args: Any, **kwargs: Any) -> None:
+        """Logs as `pl_module.log_dict` does; see `log`."""
+        self._module_of_run("log_dict").log_dict(dictionary, *args, **kwargs)
+
+    def log_with(self, module: LightningModule) -> None:
+        """From now on, `log` is that of `module`; the run says so when it begins."""
+        self.__dict__["_logs_with"] = _RunsModule(module)
+
+    def _module_of_run(self, method: str) -> LightningModule:
+        module = self._logs_with.get()
+        if module is None:
+            raise ConfigurationError(
+                f"{type(self).__qualname__}.{method}(...) was called while the callback is in no run."
+                " What is logged goes to the loggers and metrics of a run."
+                f" Pass the callback to a Trainer, and call {method} in its hooks."
+            )
+        return module
 
     def state_dict(self) -> dict[str, Any]:
         """What to keep in a checkpoint: plain data and tensors."""

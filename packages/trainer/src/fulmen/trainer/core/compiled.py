@@ -7,10 +7,10 @@ inside, and its steps go through what the wrapper would have done.
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from fulmen.fabric.compiled import is_compiled, unwrap_compiled
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.core.needs import COMPILED, COMPILED_METHODS
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 def is_compiled_wrapper(model: object) -> bool:
     """Is `model` what `torch.compile(module)` returns?"""
-    # Who has such an object has loaded the module that makes it, which takes seconds.
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")
-    return dynamo is not None and isinstance(model, dynamo.OptimizedModule)
+    return is_compiled(model)
 
 
 def from_compiled(model: OptimizedModule) -> LightningModule:
@@ -63,7 +61,7 @@ def to_uncompiled(model: LightningModule | OptimizedModule) -> LightningModule:
         ArgumentTypeError: If `model` is neither what `torch.compile` returns nor a LightningModule.
         ConfigurationError: If it is a LightningModule that was not compiled.
     """
-    module: Any = model._orig_mod if is_compiled_wrapper(model) else model
+    module: Any = unwrap_compiled(model)
     if not isinstance(module, LightningModule):
         raise ArgumentTypeError(
             f"to_uncompiled({type(model).__name__}) got no LightningModule. Only such modules, and what torch.compile"

@@ -19,6 +19,7 @@ from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.filesystem import atomic_open, exists, get_filesystem, is_local, local_path
 from fulmen.fabric.optional_packages import is_installed
 from fulmen.fabric.rank_zero import rank_zero_warn, warn_once
+from fulmen.trainer.core.checkpoint_form import MOST_VALUES, num_values
 
 _PYTHON_TAG = "tag:yaml.org,2002:python/"
 
@@ -58,7 +59,7 @@ def load_hparams_from_yaml(config_yaml: str | Path, use_omegaconf: bool = True) 
 
     try:
         hparams = yaml.load(_read(config_yaml), Loader=_loader())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the others: a number or a nest beyond all bounds
         raise ConfigurationError(
             f"{str(config_yaml)!r} cannot be read as YAML. {str(error).rstrip('.')}."
             " Correct the file, or pass the hyperparameters as keywords."
@@ -69,6 +70,11 @@ def load_hparams_from_yaml(config_yaml: str | Path, use_omegaconf: bool = True) 
         raise ConfigurationError(
             f"{str(config_yaml)!r} holds a {type(hparams).__name__}."
             " Hyperparameters have names, so the file must hold a mapping. Write it as lines of `name: value`."
+        )
+    if num_values(hparams) > MOST_VALUES:
+        raise ConfigurationError(
+            f"{str(config_yaml)!r} names the same values over and over, by anchors, without end."
+            " Nobody could walk through them. Write the hyperparameters out, or pass them as keywords."
         )
     if use_omegaconf and is_installed("omegaconf"):
         from omegaconf import OmegaConf

@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 # Where checkpoints of long ago keep hyperparameters.
 CHECKPOINT_PAST_HPARAMS_KEYS = ("hparams", "module_arguments")
 
-_CLASS_PATH_KEY = "_class_path"
+CLASS_PATH_KEY = "_class_path"
 
 
 def class_only(method: _T) -> _T:
@@ -111,7 +111,7 @@ def build(cls: type[_T], checkpoint: Mapping[str, Any], overrides: Mapping[str, 
     keys: Any = cls
     hparams = dict(checkpoint[keys.CHECKPOINT_HYPER_PARAMS_KEY])
     by_command_line = hparams.pop(INSTANTIATOR_KEY, None) is not None
-    cls = _named_subclass(cls, hparams.pop(_CLASS_PATH_KEY, None))
+    cls = _named_subclass(cls, hparams.pop(CLASS_PATH_KEY, None))
     parameters = inspect.signature(cls).parameters
     name = checkpoint.get(keys.CHECKPOINT_HYPER_PARAMS_NAME) or ""
     if name in parameters and name not in overrides and parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:

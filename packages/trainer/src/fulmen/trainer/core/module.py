@@ -34,7 +34,9 @@ from fulmen.trainer.core.needs import (
     OptimizerLRScheduler,
 )
 from fulmen.trainer.core.optimizer import LightningOptimizer
+from fulmen.trainer.core.plain_names import PlainNames
 from fulmen.trainer.core.switches_gradients import SwitchesGradients
+from fulmen.trainer.core.unbuilt import expect_init
 from fulmen.trainer.signature import extension_point
 
 if TYPE_CHECKING:
@@ -44,7 +46,9 @@ MODULE_OPTIMIZERS = Optimizer | LightningOptimizer | list[Optimizer] | list[Ligh
 
 
 @extension_point
-class LightningModule(HyperparametersMixin, ModelHooks, DataHooks, CheckpointHooks, SwitchesGradients, Exports):
+class LightningModule(
+    HyperparametersMixin, ModelHooks, DataHooks, CheckpointHooks, PlainNames, SwitchesGradients, Exports
+):
     """A model with the steps that train and evaluate it.
 
     Override `training_step` and `configure_optimizers`, and what else is needed of the steps and hooks.
@@ -61,6 +65,13 @@ class LightningModule(HyperparametersMixin, ModelHooks, DataHooks, CheckpointHoo
     __jit_unused_properties__: ClassVar[list[str]]
     _device: torch.device
     _dtype: torch.dtype
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """The object before `__init__`; a layer that is assigned to it is refused."""
+        following: Callable[..., Self] = super().__new__  # a mixin's may want the arguments
+        module = following(cls) if following is object.__new__ else following(cls, *args, **kwargs)
+        expect_init(module)
+        return module
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -45,6 +45,7 @@ class CombinedLoader(Iterable[Item]):
         self._given_before: int | None = None
         self._marks: Sequence[Any] = ()
         self._members: Members | None = None
+        self._ended: list[bool] = []  # of "max_size_cycle": which had ended when the iteration under way went on
         self.num_given: int | None = None
         """How many items the iteration under way has given; None if none has begun, or one after the other."""
 
@@ -107,11 +108,13 @@ class CombinedLoader(Iterable[Item]):
             marks: What `marks` gave then.
         """
         self._rounds_are_done, self._given_before, self._marks = True, given, marks
+        # Until an iteration begins, they are what it would be saved with.
+        self._members, self.num_given = None, given
 
     @property
     def marks(self) -> list[Any]:
         """How far each loader is, where no length says it; as plain data, for `keep_rounds`."""
-        return [] if self._members is None else self._members.state_dict()
+        return list(self._marks) if self._members is None else self._members.state_dict()
 
     def reset(self) -> None:
         """Forget the iteration under way; the workers of its loaders end."""
@@ -155,7 +158,23 @@ class CombinedLoader(Iterable[Item]):
 
     def length(self) -> Count | None:
         """As `len`, but None if nobody knows."""
-        return combined_length(self._mode, [sized_len(loader) for loader in self._flattened], self._limits)
+        lengths: list[Count | None] = [sized_len(loader) for loader in self._flattened]
+        ended = self._ended if self._taken is None else [taken < (self._given_before or 0) for taken in self._taken]
+        if any(ended) and not all(ended):
+            # Their rounds may have another length, on another number of processes, and say nothing of the whole.
+            lengths = [
+                None if length is None else min(length, 1) if over else length
+                for length, over in zip(lengths, ended, strict=True)
+            ]
+        return combined_length(self._mode, lengths, self._limits)
+
+    @property
+    def _taken(self) -> list[int] | None:
+        """How far each loader is in its round, as the states say that were loaded into all of them; else None."""
+        if self._mode != "max_size_cycle" or not self._rounds_are_done or self._given_before is None:
+            return None
+        taken = [getattr(loader, "saved_batch", None) for loader in self._flattened]
+        return None if None in taken or not taken else taken  # type: ignore[return-value]
 
     def __getstate__(self) -> dict[str, Any]:
         """The loaders and settings, without the iteration under way, which cannot travel to another process."""
@@ -185,6 +204,7 @@ class CombinedLoader(Iterable[Item]):
         lengths = [sized_len(loader) for loader in loaders]
         can_skip = all(hasattr(loader, "skip_to") for loader in loaders)
         self._members = None
+        self._ended = []
         if None in lengths and self._limits is None and self._mode != "sequential":
             members = resumed(loaders, start, self._marks) if self._rounds_are_done else None
             self._marks = ()
@@ -218,6 +238,13 @@ class CombinedLoader(Iterable[Item]):
             return combine(loaders, limits, first_idx=start)
         if 0 in lengths:
             return iter(())
+        taken = self._taken
+        if taken is not None and self._given_before is not None:
+            in_work = self._given_before - start  # for the batch that was, all were asked
+            for loader, count in zip(loaders, taken, strict=True):
+                loader.skip_to(count - in_work)
+            self._ended = [start > count - in_work for count in taken]
+            return combine(loaders, limits, ended=self._ended, first_idx=start)
         ended = []
         for loader, length in zip(loaders, lengths, strict=True):
             # Behind the last batch of a round, it has still to be asked for the end of it.

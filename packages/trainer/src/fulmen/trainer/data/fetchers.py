@@ -58,7 +58,8 @@ class Fetcher(Iterator[Any]):
         """Does it give `(batch, batch_idx, dataloader_idx)`?"""
         self._iterator: Iterator[Any] = iter(())
         self._ahead: Any = _NOTHING
-        self._bound: int | float = limit
+        self.bound: int | float = limit
+        """After how many batches the epoch ends, as far as is known without a look ahead."""
         self._end = self._measure()
 
     @property
@@ -75,13 +76,8 @@ class Fetcher(Iterator[Any]):
         if self._ahead is _NOTHING:
             self._ahead = next(self._iterator, _NOTHING)
             if self._ahead is _NOTHING:
-                self._end = self._bound = self.count
+                self._end = self.bound = self.count
         return self._ahead is _NOTHING
-
-    @property
-    def is_surely_last(self) -> bool:
-        """Is it known already, without a look ahead, that no batch follows?"""
-        return self.count >= (self._limit if self._end is None else self._end)
 
     @property
     def length(self) -> int | float:
@@ -95,13 +91,13 @@ class Fetcher(Iterator[Any]):
         self.count = start or 0
         self._end = self._measure()
         # A run that was stopped behind the last batch still asks for the end.
-        if self.count < self._bound or (start and self.count == self._bound and self._ends_by_itself):
+        if self.count < self.bound or (start and self.count == self.bound and self._ends_by_itself):
             self._iterator = self._begin(start)
         return self
 
     def __next__(self) -> Any:
         """The next batch."""
-        if self.count >= self._bound:
+        if self.count >= self.bound:
             self._finish()
             raise StopIteration
         if self._ahead is _NOTHING:
@@ -109,7 +105,7 @@ class Fetcher(Iterator[Any]):
                 batch = next(self._iterator)
             except StopIteration:
                 # Sooner than the length said, or no length was known: either way the epoch is over.
-                self._end = self._bound = self.count
+                self._end = self.bound = self.count
                 self.close()
                 raise
         else:
@@ -136,9 +132,9 @@ class Fetcher(Iterator[Any]):
 
     def _measure(self) -> int | None:
         length = sized_len(self._source)
-        self._bound = self._limit if length is None else min(length, self._limit)
+        self.bound = self._limit if length is None else min(length, self._limit)
         self._ends_by_itself = length is not None and length <= self._limit
-        return None if length is None else int(self._bound)
+        return None if length is None else int(self.bound)
 
     def _begin(self, first: int | None) -> Iterator[Any]:
         source, start = self._source, first or 0

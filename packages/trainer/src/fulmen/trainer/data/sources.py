@@ -86,7 +86,7 @@ class PreparedLoaders:
 
     def is_stale(self, epoch: int, every_n_epochs: int) -> bool:
         """Shall they be asked for anew in `epoch`? 0: never."""
-        return bool(every_n_epochs) and epoch - self.loaded_in_epoch >= every_n_epochs
+        return is_stale(self.loaded_in_epoch, epoch, every_n_epochs)
 
     @property
     def lengths(self) -> list[Count]:
@@ -110,7 +110,10 @@ class PreparedLoaders:
 
     def state_dict(self) -> dict[str, Any]:
         """Where every loader is, and what makes its order; loadable with `weights_only=True`."""
-        state: dict[str, Any] = {"loaders": [view.state_dict() for view in self.views]}
+        state: dict[str, Any] = {
+            "loaders": [view.state_dict() for view in self.views],
+            "loaded_in_epoch": self.loaded_in_epoch,
+        }
         if isinstance(self.loader, CombinedLoader):
             state |= {"given": self.loader.num_given, "marks": self.loader.marks}
         return state
@@ -130,8 +133,32 @@ class PreparedLoaders:
             )
         for view, view_state in zip(self.views, states, strict=True):
             view.load_state_dict(view_state)
+        self.loaded_in_epoch = state.get("loaded_in_epoch", self.loaded_in_epoch)
         if isinstance(self.loader, CombinedLoader):
             self.loader.keep_rounds(state.get("given"), state.get("marks", ()))
+
+    def resting_state(self) -> dict[str, Any]:
+        """What makes the next pass over them, which begins at the first batch; loadable with `weights_only=True`."""
+        return {
+            "loaders": [view.resting_state() for view in self.views],
+            "loaded_in_epoch": self.loaded_in_epoch,
+        }
+
+    def load_resting_state(self, state: dict[str, Any], epoch: int, every_n_epochs: int) -> None:
+        """Let the next pass be the one that would have followed, with these loaders if they are not asked for anew.
+
+        Other loaders than those of the state begin anew.
+
+        Args:
+            state: From `resting_state`.
+            epoch: The one in which the pass is made.
+            every_n_epochs: As for `is_stale`.
+        """
+        is_outlived = is_stale(state["loaded_in_epoch"], epoch, every_n_epochs)
+        if len(state["loaders"]) == len(self.views) and not is_outlived:
+            self.loaded_in_epoch = state["loaded_in_epoch"]
+            for view, view_state in zip(self.views, state["loaders"], strict=True):
+                view.load_state_dict(view_state)
 
 
 @dataclass
@@ -174,6 +201,11 @@ class RunData:
         """The loaders of `stage` as the user gave them; None if they have not been loaded."""
         prepared = self.prepared.get(stage)
         return None if prepared is None else prepared.original
+
+
+def is_stale(loaded_in_epoch: int, epoch: int, every_n_epochs: int) -> bool:
+    """Shall loaders that were asked for in one epoch be asked for anew in another? 0: never."""
+    return bool(every_n_epochs) and epoch - loaded_in_epoch >= every_n_epochs
 
 
 def _or_endless(length: Count | None) -> Count:

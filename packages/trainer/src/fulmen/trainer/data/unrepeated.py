@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
-from fulmen.fabric.data.samplers import is_plain_shuffle, seed_generators
+from fulmen.fabric.data.samplers import is_plain_shuffle
+from fulmen.fabric.data.worker_seeds import seed_generators
 from fulmen.fabric.seeding import isolate_rng
 
 

@@ -59,6 +59,9 @@ class Hooks:
 
     def compile(self) -> None:
         """Work out who hears what; call it when callbacks or their methods may have changed."""
+        if self._module is not None:
+            for callback in self.callbacks:
+                callback.log_with(self._module)
         for name, hook in HOOKS.items():
             if hook.listeners:
                 setattr(self, name, self._compiled(name))

@@ -2,6 +2,7 @@
 
 import os
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from fulmen.trainer.loggers.in_folder import FolderLogger
 class TensorBoardLogger(FolderLogger, FabricTensorBoardLogger):
     """Writes `save_dir/name/version_N/sub_dir/events.out.tfevents...` and `hparams.yaml`.
 
+    Rows are on the disk a second after they were logged, and before each checkpoint and the end of a run: who kills
+    the process loses that second.
+
     Args:
         save_dir: The folder of all experiments.
         name: The folder of this experiment below it; None or "" for none.
@@ -29,9 +33,12 @@ class TensorBoardLogger(FolderLogger, FabricTensorBoardLogger):
             shows none without one.
         prefix: Stands before the name of each metric, with "-" between.
         sub_dir: A folder for the files below that of the run.
-        kwargs: As for `torch.utils.tensorboard.SummaryWriter`: `flush_secs`, `max_queue`, `filename_suffix`, ...
+        kwargs: As for `torch.utils.tensorboard.SummaryWriter`: `filename_suffix`, `purge_step`, ... Rows wait
+            `flush_secs` at most (1), and `max_queue` of them (1000).
 
     Raises:
+        ArgumentTypeError: If an argument is unknown or has another type.
+        ConfigurationError: If `flush_secs` or `max_queue` is negative.
         MissingPackageError: If TensorBoard is not installed.
     """
 
@@ -111,16 +118,23 @@ class TensorBoardLogger(FolderLogger, FabricTensorBoardLogger):
             ) from error
 
     @rank_zero_only
-    def save(self) -> None:
-        """Write what is held back; a run that has logged has an `hparams.yaml` from here on, be it an empty one."""
-        super().save()
-        if self._experiment is not None and not self._hparams_are_written:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """One scalar per name; a dict of numbers becomes several curves in one chart.
+
+        A run that has logged has an `hparams.yaml` from here on, be it an empty one.
+
+        Raises:
+            ConfigurationError: If a value is no number.
+        """
+        super().log_metrics(metrics, step)
+        if not self._hparams_are_written:
             self._write_hparams()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write what is held back, and close the file. What is logged later opens it again."""
-        self.save()
+        if self._experiment is not None and not self._hparams_are_written:
+            self._write_hparams()
         super().finalize(status)
 
     def _write_hparams(self) -> None:

@@ -46,7 +46,9 @@ class EvaluateLoop:
         self._skips = True
         self._fit = fit or FitCounts()
         self._inside_fit = inside_fit
-        self._seen_batches = 0  # the x value of metrics logged by step, over the whole run
+        self._seen_batches = 0  # over the whole run
+        self._seen_of: list[int] = []  # of each loader: the x value of metrics that are logged by step
+        self._saved_data: list[dict[str, Any]] | None = None  # of the run that goes on, until there are loaders
         self._begun: ValidationPosition | None = None  # with what the pass under way began, until its means are out
 
     @property
@@ -63,8 +65,13 @@ class EvaluateLoop:
         """Get the loaders, unless they are there already and still fresh."""
         run, epoch = self.run_context, self._fit.epoch.total
         prepared = run.data.prepared.get(self.source_stage)
-        if prepared is None or prepared.is_stale(epoch, run.settings.reload_dataloaders_every_n_epochs):
+        every = run.settings.reload_dataloaders_every_n_epochs
+        if prepared is None or prepared.is_stale(epoch, every):
             prepared = load(run, self.source_stage, epoch)
+        if self._saved_data:
+            place, count = run.strategy.own_values
+            saved, self._saved_data = self._saved_data, None
+            prepared.load_resting_state(saved[place] if len(saved) == count else saved[0], epoch, every)
         self.max_batches = self.known_batches
         if self.stage is Stage.SANITY_CHECK:
             self.max_batches = num_sanity_batches(run.settings.num_sanity_val_steps or 0, self.max_batches)
@@ -93,11 +100,21 @@ class EvaluateLoop:
     @property
     def position(self) -> ValidationPosition:
         """Where it is, as far as the counts do not say it."""
-        return self._begun or ValidationPosition(self._seen_batches)
+        return self._begun or ValidationPosition(self._seen_batches, data=self._resting_state())
 
-    def go_on_from(self, *, seen_batches: int, under_way: bool) -> None:
-        """Be there again; the counts have been restored before. A pass that was under way has not begun."""
-        self._seen_batches = seen_batches
+    def _resting_state(self) -> dict[str, Any] | None:
+        prepared = self.run_context.data.prepared.get(self.source_stage)
+        return None if prepared is None else prepared.resting_state()
+
+    def go_on_from(self, *, seen_batches: int, under_way: bool, data: list[dict[str, Any]] | None = None) -> None:
+        """Be there again; the counts have been restored before. A pass that was under way has not begun.
+
+        Args:
+            seen_batches, under_way: As in `ValidationPosition`.
+            data: Its `data`, of each process that sees other data.
+        """
+        self._seen_batches, self._saved_data = seen_batches, data
+        self._seen_of = []
         if under_way:
             batch = self.counts.batch
             self.counts.batch = Cursor(batch.total - batch.current, 0)
@@ -108,10 +125,12 @@ class EvaluateLoop:
         with run.metrics.inside(self.stage, len(self.max_batches)), evaluating(run, self.word):
             run.metrics.begin_epoch()
             if self._inside_fit:
-                self._begun = ValidationPosition(self._seen_batches, collect_rng_state())
+                self._begun = ValidationPosition(self._seen_batches, collect_rng_state(), self._resting_state())
             self._fire("start")
             self._fire("epoch_start")
             # Only now: a hook may have had the loaders made anew.
+            if len(self._seen_of) != len(self.max_batches):
+                self._seen_of = shares_of(self._seen_batches, self.max_batches)
             fetcher = Fetcher(run.data.prepared[self.source_stage].loader, self._limits, indexed=True)
             run_batches(
                 run, self.word, self.counts, fetcher, num_loaders=len(self.max_batches), after=self._after_batch
@@ -136,6 +155,19 @@ class EvaluateLoop:
     def _fire(self, moment: str) -> None:
         getattr(self.run_context.hooks, f"on_{self.word}_{moment}")()
 
-    def _after_batch(self, _answer: Any, _loader: int) -> None:
-        self.run_context.metrics.publish_step(self._seen_batches)
+    def _after_batch(self, _answer: Any, loader: int) -> None:
+        self.run_context.metrics.publish_step(self._seen_of[loader])
+        self._seen_of[loader] += 1
         self._seen_batches += 1
+
+
+def shares_of(seen_batches: int, lengths: list[int | float]) -> list[int]:
+    """How many of these batches were of each loader, if every pass was one over all of them.
+
+    >>> shares_of(10, [2, 3])
+    [4, 6]
+    """
+    whole = sum(lengths)
+    if len(lengths) == 1 or not 0 < whole < float("inf"):
+        return [seen_batches // len(lengths)] * len(lengths)
+    return [int(seen_batches * length // whole) for length in lengths]

@@ -7,7 +7,7 @@ from fulmen.fabric.rank_zero import PossibleUserWarning, rank_zero_info, rank_ze
 from fulmen.trainer.checkpoint.position import CutEpoch, FitPosition
 from fulmen.trainer.checkpoint.restore import restore_rng
 from fulmen.trainer.core.callback import Callback
-from fulmen.trainer.data.sources import PreparedLoaders
+from fulmen.trainer.data.sources import PreparedLoaders, is_stale
 from fulmen.trainer.errors import ConfigurationError
 from fulmen.trainer.flags import setting
 from fulmen.trainer.loops import when
@@ -126,6 +126,8 @@ class FitLoop:
             if resumption is not None and resumption.after_epoch and prepared is not None:
                 self._end_resumed_epoch()
             if reason := self.done:
+                if self.restored is not None:  # what comes after this fit draws what it would have drawn
+                    restore_rng(run, self.restored)
                 return reason
             self._advise()
             self._setup_validation_data()
@@ -227,18 +229,23 @@ class FitLoop:
         return prepared
 
     def _setup_data(self, prepared: PreparedLoaders, resumption: Resumption | None) -> None:
+        settings = self.run_context.settings
         if resumption is not None:
             prepared.set_epoch(self.counts.epoch.total)
             # Between two epochs too: generators and samplers of the user run on from epoch to epoch.
             if self.restored and (saved := self.restored.get("data")):
                 place, count = self.run_context.strategy.own_values
-                prepared.load_state_dict(saved[place] if len(saved) == count else saved[0])
+                state = saved[place] if len(saved) == count else saved[0]
+                loaded_in, every = state.get("loaded_in_epoch", 0), settings.reload_dataloaders_every_n_epochs
+                # Between two epochs, the loaders of the first may be due to be asked for anew: that has just been done.
+                if resumption.inside_epoch or not is_stale(loaded_in, self.counts.epoch.total, every):
+                    prepared.load_state_dict(state)
             if not resumption.inside_epoch:
                 prepared.set_epoch(self.counts.epoch.total)
         batches = self.max_batches
         if resumption is not None and resumption.inside_epoch:
             # An epoch that another number of processes has begun has another length.
-            [batches] = limited([prepared.length], self.run_context.settings.limit_train_batches, Stage.TRAIN)
+            [batches] = limited([prepared.length], settings.limit_train_batches, Stage.TRAIN)
         self._is_odd_epoch = batches != self.max_batches
         self.epoch_loop.setup_data(prepared, batches, resumption, is_odd=self._is_odd_epoch)
 

@@ -46,18 +46,18 @@ def evaluating(run: RunContext, word: str) -> Iterator[None]:
     modes = [(part, part.training) for part in module.modules()]
     to_eval = listened(getattr(run.hooks, f"on_{word}_model_eval"))
     to_train = listened(getattr(run.hooks, f"on_{word}_model_train", nobody))
-    if to_eval is not None:
-        to_eval()
-    else:
-        module.eval()
-    users_turn = False
+    is_done = False
     try:
-        yield
-        users_turn = to_train is not None
-    finally:
-        if users_turn and to_train is not None:
-            to_train()
+        if to_eval is not None:
+            to_eval()
         else:
+            module.eval()
+        yield
+        if to_train is not None:
+            to_train()
+            is_done = True
+    finally:
+        if not is_done:
             for part, training in modes:
                 part.training = training
 

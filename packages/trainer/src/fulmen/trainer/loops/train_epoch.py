@@ -105,6 +105,21 @@ class TrainEpochLoop:
         self._on_batch_end: HookFunction | None = listened(run.hooks.on_train_batch_end)
 
     @property
+    def batch_idx(self) -> int:
+        """The batch of this epoch that is in work, or was the last; -1 before the first."""
+        return self.counts.batch.begun - 1
+
+    @property
+    def total_batch_idx(self) -> int:
+        """The same, counted since the fit began."""
+        return self.counts.batch.total_begun - 1
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps made so far."""
+        return self.counts.global_step
+
+    @property
     def since_validation_s(self) -> float:
         """Seconds since the last validation, or since the fit began."""
         return monotonic() - self._validated_at_s
@@ -199,7 +214,7 @@ class TrainEpochLoop:
         """One batch and what follows it. Does the epoch end here, before its batches do?"""
         run, counts, cursor = self.run_context, self.counts, self.counts.batch
         index = fetcher.count - 1
-        counts.is_last_batch = fetcher.is_surely_last
+        counts.is_last_batch = fetcher.count >= fetcher.bound
         cursor.ready()
         if self._place is not None:
             batch = self._place(batch, 0)
@@ -291,7 +306,7 @@ class TrainEpochLoop:
             self.val_loop.run()
             self.owed = Owed.NOTHING
             self._validated_at_s = monotonic()
-        if self._stepped(index, is_last):
+        if is_last or (index + 1) % run.settings.accumulate_grad_batches == 0:  # as `_stepped`, without the call
             counts.stepped_batches += 1
             if self._schedulers.step_by_step:
                 self._schedulers.after_step(plateau=True)

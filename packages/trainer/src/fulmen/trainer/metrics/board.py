@@ -133,10 +133,8 @@ class MetricsBoard:
             self._enter_loader(dataloader_idx)
 
     def _enter_loader(self, dataloader_idx: int) -> None:
-        self._results.phase = Phase.BATCHES
-        self._results.loaders_seen.add(dataloader_idx)
+        self._place = self._results.enter_loader(dataloader_idx)
         self._dataloader_idx = dataloader_idx
-        self._place = self._results.place(dataloader_idx if self._results.num_dataloaders > 1 else None)
 
     def _leave_batch(self) -> None:
         self._batch = None

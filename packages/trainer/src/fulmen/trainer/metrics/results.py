@@ -57,6 +57,7 @@ class Entry:
         "epoch_name",
         "final",
         "group",
+        "kept",
         "late",
         "metric",
         "narrow",
@@ -78,6 +79,7 @@ class Entry:
         self.accumulator: Accumulator | None = ACCUMULATORS[call.reduction]() if call.on_epoch else None
         self.weighted = call.on_epoch and call.reduction == "mean"
         self.metric: MetricObject | None = None
+        self.kept: dict[str, Any] | None = None  # the state of the metric when its loader ended
         self.slot: Tensor | None = None
         self.narrow = torch.float32  # the dtype of the newest tensor
         # Tensors of this dtype and device may take the fast path; None: none may.
@@ -150,8 +152,23 @@ class Entry:
 
     def compute_metric(self) -> None:
         """Ask the metric object for the epoch's value. It may talk to the other processes."""
-        if self.metric is not None and self.call.on_epoch:
+        if self.metric is None or not self.call.on_epoch:
+            return
+        if self.kept is None:
             self.final = metric_result(self.plain_name, self.metric.compute())
+            return
+        now = _state_of(self.metric)
+        _put_state(self.metric, self.kept)
+        self.final = metric_result(self.plain_name, self.metric.compute())
+        _put_state(self.metric, now)
+
+    def keep_metric(self) -> None:
+        """The loader that logs it has ended: what the metric object gathers from now on is of other loaders."""
+        if self.metric is not None and self.kept is None:
+            state = _state_of(self.metric)
+            # Tensors may be added to in place; lists get new items.
+            values = {name: list(one) if isinstance(one, list) else one.clone() for name, one in state["state"].items()}
+            self.kept = {**state, "state": values}
 
     def state_dict(self, metric_path: str | None) -> dict[str, Any]:
         """What the rest of the epoch needs, as plain data; `metric_path` says where the metric object is."""
@@ -194,10 +211,21 @@ def _plain(value: Any) -> Any:
     return [item.detach().to("cpu", copy=True) for item in value]
 
 
+def _state_of(metric: MetricObject) -> dict[str, Any]:
+    return {"state": dict(metric.metric_state), "updates": metric._update_count}
+
+
 def _restore_metric(metric: MetricObject, state: Mapping[str, Any]) -> None:
+    values = {
+        name: [item.to(metric.device) for item in value] if isinstance(value, list) else value.to(metric.device)
+        for name, value in state["state"].items()
+    }
+    _put_state(metric, {**state, "state": values})
+
+
+def _put_state(metric: MetricObject, state: Mapping[str, Any]) -> None:
     for name, value in state["state"].items():
-        many = isinstance(value, list)
-        setattr(metric, name, [item.to(metric.device) for item in value] if many else value.to(metric.device))
+        setattr(metric, name, value)
     # torchmetrics has no public way to say that a metric was updated: it would warn, and compute from its cache.
     metric._update_count = state["updates"]
     metric._computed = None
@@ -221,6 +249,17 @@ class Results:
         self.stepping: list[Entry] = []  # those of them that keep values of steps
         self.outside: dict[tuple[str, str], Entry] = {}  # those that belong to no loader
         self.of_loader: list[dict[tuple[str, str], Entry]] = [{} for _ in range(num_dataloaders)]
+
+    def enter_loader(self, dataloader_idx: int) -> dict[tuple[str, str], Entry]:
+        """A batch of this loader is at work; where its entries are."""
+        self.phase = Phase.BATCHES
+        self.loaders_seen.add(dataloader_idx)
+        if self.num_dataloaders == 1:
+            return self.outside
+        for entry in self.entries:
+            if entry.call.dataloader_idx not in (None, dataloader_idx):
+                entry.keep_metric()
+        return self.place(dataloader_idx)
 
     @property
     def saw_all_loaders(self) -> bool:

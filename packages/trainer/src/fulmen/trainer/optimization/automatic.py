@@ -42,6 +42,7 @@ class AutomaticOptimization:
         self._counts = counts
         self._skipped = False  # has a batch given no loss?
         self._num_batches = num_batches
+        self._divisor = 1  # of the loss, while gradients are accumulated
         self.gradients_wait = False  # for further batches, before there is a step?
         self._module = module
         self._name = type(module).__name__
@@ -65,6 +66,7 @@ class AutomaticOptimization:
         self._backward = hooks.step("backward", strategy.backward)
         self._is_plain = strategy.backward_is_plain and not is_overridden("backward", module) and not hooks.are_timed
         self._is_first = True
+        self._derives_in_step = strategy.derives_in_step
         self._on_before_zero_grad = listened(hooks.on_before_zero_grad)
         self._on_before_backward = listened(hooks.on_before_backward)
         self._on_after_backward = listened(hooks.on_after_backward)
@@ -87,18 +89,21 @@ class AutomaticOptimization:
         self._advance(batch, index, first=True, divisor=1)
         return self._output
 
-    @staticmethod
-    def outputs(output: Any) -> Outputs:
-        """What `on_train_batch_end` hears: the step's output, detached, as a dict."""
+    def outputs(self, output: Any) -> Outputs:
+        """What `on_train_batch_end` hears: the step's output, detached, as a dict; the loss as backward got it."""
         if isinstance(output, Tensor):
-            return {"loss": output.detach()}
-        if isinstance(output, Mapping):
-            return {key: value.detach() if isinstance(value, Tensor) else value for key, value in output.items()}
-        return {}
+            heard: Outputs = {"loss": output.detach()}
+        elif isinstance(output, Mapping):
+            heard = {key: value.detach() if isinstance(value, Tensor) else value for key, value in output.items()}
+        else:
+            return {}
+        if self._settings.accumulate_grad_batches != 1 and isinstance(heard.get("loss"), Tensor):
+            heard["loss"] = heard["loss"] / self._divisor
+        return heard
 
     def _accumulated(self, batch: Any, index: int, window: int, *, is_last: bool) -> Any:
         place = index % window
-        divisor = int(min(window, self._num_batches - (index - place)))
+        divisor = self._divisor = int(min(window, self._num_batches - (index - place)))
         self.gradients_wait = not (place == window - 1 or is_last)
         if not self.gradients_wait:
             self._advance(batch, index, first=place == 0, divisor=divisor)
@@ -131,6 +136,8 @@ class AutomaticOptimization:
 
     def _closure(self, batch: Any, index: int, *, first: bool, divisor: int) -> Tensor | None:
         """Forward, zero_grad (on the first batch of a window), backward."""
+        if self._derives_in_step:
+            return self._derived(batch, index, first=first, divisor=divisor)
         self._output = output = self._training_step(batch, index)
         loss = output if isinstance(output, Tensor) else self._loss_of(output)
         if first and self._optimizer is not None:
@@ -151,6 +158,23 @@ class AutomaticOptimization:
             raise
         if self._on_after_backward is not None:
             self._on_after_backward()
+        return loss
+
+    def _derived(self, batch: Any, index: int, *, first: bool, divisor: int) -> Tensor | None:
+        """Forward and backward are one: gradients are zeroed before, and hooks of backward hear of it afterwards."""
+        if first and self._optimizer is not None:
+            self._zero_grad(index)
+        self._strategy.loss_divisor = divisor
+        self._output = output = self._training_step(batch, index)
+        loss = output if isinstance(output, Tensor) else self._loss_of(output)
+        if loss is None:
+            return None
+        if self._settings.detect_anomaly:
+            counts = self._counts
+            check_finite(loss, self._name, epoch=counts.epoch.total, batch=index, step=counts.global_step)
+        for hook, heard in ((self._on_before_backward, (loss / divisor,)), (self._on_after_backward, ())):
+            if hook is not None:
+                hook(*heard)
         return loss
 
     def _watched_backward(self, loss: Tensor, index: int) -> None:

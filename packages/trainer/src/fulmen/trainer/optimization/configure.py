@@ -4,13 +4,14 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from fulmen.fabric.rank_zero import PossibleUserWarning, warn_once
+from fulmen.fabric.types import Optimizable
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.core.needs import LRSchedulerConfig
 from fulmen.trainer.errors import ArgumentTypeError, ConfigurationError, MisconfigurationException
@@ -103,20 +104,21 @@ def _split(module: LightningModule, returned: Any) -> tuple[list[Optimizer], lis
             stacklevel=2,
         )
         return [], [], None
-    if isinstance(returned, Optimizer):
-        return [returned], [], None
+    if isinstance(returned, Optimizable):
+        return [cast(Optimizer, returned)], [], None
     if isinstance(returned, Mapping):
         return _split_dict(module, returned)
     if isinstance(returned, Sequence) and not isinstance(returned, str) and len(returned):
-        if all(isinstance(item, Optimizer) for item in returned):
+        if all(isinstance(item, Optimizable) for item in returned):
             return list(returned), [], None
         if all(isinstance(item, Mapping) for item in returned):
             parts = [_split_dict(module, item) for item in returned]
             schedulers = [_with_monitor(scheduler, monitor) for _, found, monitor in parts for scheduler in found]
             return [part[0][0] for part in parts], schedulers, None
-        if len(returned) == 2 and isinstance(returned[0], Sequence) and isinstance(returned[1], Sequence):
-            optimizers, schedulers = list(returned[0]), list(returned[1])
-            if optimizers and all(isinstance(item, Optimizer) for item in optimizers):
+        if len(returned) == 2 and isinstance(returned[0], Sequence):
+            optimizers, given = list(returned[0]), returned[1]
+            schedulers = list(given) if isinstance(given, Sequence) else [given]
+            if optimizers and all(isinstance(item, Optimizable) for item in optimizers):
                 return optimizers, schedulers, None
     raise ConfigurationError(
         f"{type(module).__name__}.configure_optimizers() returned {_shown(returned)}."
@@ -126,7 +128,7 @@ def _split(module: LightningModule, returned: Any) -> tuple[list[Optimizer], lis
 
 def _split_dict(module: LightningModule, returned: Mapping[str, Any]) -> tuple[list[Optimizer], list[Any], str | None]:
     optimizer = returned.get("optimizer")
-    if not isinstance(optimizer, Optimizer):
+    if not isinstance(optimizer, Optimizable):
         raise ConfigurationError(
             f"{type(module).__name__}.configure_optimizers() returned the dict {_shown(returned)},"
             " whose key 'optimizer' holds no torch optimizer. Without one nothing can be stepped."
@@ -141,7 +143,7 @@ def _split_dict(module: LightningModule, returned: Mapping[str, Any]) -> tuple[l
         )
     scheduler = returned.get("lr_scheduler")
     schedulers = [] if scheduler is None else [scheduler]
-    return [optimizer], schedulers, returned.get("monitor")
+    return [cast(Optimizer, optimizer)], schedulers, returned.get("monitor")
 
 
 def _with_monitor(scheduler: Any, monitor: str | None) -> Any:

@@ -47,6 +47,16 @@ class Cursor:
         return self.total - self._origin
 
     @property
+    def begun(self) -> int:
+        """Units begun since the round began: the completed ones, and the one in work."""
+        return self.current + (self.phase is not _IDLE)
+
+    @property
+    def total_begun(self) -> int:
+        """Units begun in all."""
+        return self.total + (self.phase is not _IDLE)
+
+    @property
     def position(self) -> Position:
         """This place as a value."""
         return Position(self.total, self.current, self.phase)

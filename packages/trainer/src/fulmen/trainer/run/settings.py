@@ -181,7 +181,7 @@ class Settings:
 
     def _fill_in(self) -> None:
         if self.max_time is not None:
-            self.max_time = parse_duration("max_time", self.max_time)
+            self.max_time = parse_duration("max_time", self.max_time, zero=True)
         self._read_val_check_interval()
         if self.max_epochs is None:
             # Without any other bound a run ends after 1,000 epochs.
@@ -269,11 +269,11 @@ def barebones_conflict(name: str, value: object) -> ConfigurationError:
     )
 
 
-def parse_duration(name: str, value: Any) -> timedelta:
+def parse_duration(name: str, value: Any, *, zero: bool = False) -> timedelta:
     """A duration given as timedelta, 'DD:HH:MM:SS' or keyword arguments of timedelta.
 
     Raises:
-        ConfigurationError: If it cannot be read or is not positive.
+        ConfigurationError: If it cannot be read, is negative, or is nothing and `zero` does not allow that.
     """
     duration: timedelta | None = None
     # What timedelta itself refuses: unknown words, text, NaN, and more days than it can count.
@@ -291,10 +291,11 @@ def parse_duration(name: str, value: Any) -> timedelta:
             " Text is read as days:hours:minutes:seconds, a dict as the arguments of datetime.timedelta."
             f" Pass for example {name}='00:12:00:00' or {name}={{'hours': 12}}."
         )
-    if duration <= timedelta(0):
+    if duration < timedelta(0) or not (zero or duration):
         raise ConfigurationError(
-            f"Trainer({name}={value!r}) is not a positive duration."
-            " An interval of no length would never end. Pass a duration above zero, or leave it out."
+            f"Trainer({name}={value!r}) is not a {'duration' if zero else 'positive duration'}."
+            " Time does not run backwards, and an interval of no length would be over at every moment."
+            f" Pass a duration {'of zero or more' if zero else 'above zero'}, or leave it out."
         )
     return duration
 

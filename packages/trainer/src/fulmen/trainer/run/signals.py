@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,11 +19,17 @@ from fulmen.trainer.errors import InterruptedBySignal
 from fulmen.trainer.run.common_stop import CommonStop
 from fulmen.trainer.run.peers import Peers
 
+CTRL_C = "Ctrl-C: the run ends after this batch. Press it again to end at once."
 _CAUGHT = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name))
 # Beyond every place that a loop begins.
 _OVER = sys.maxsize
+_INSTALLED = "_fulmen_installed"  # at a handler of ours: by which process, and in the place of which handlers
 _LOOK_EVERY_S = 0.2
-_MEET_WITHIN_S = 5.0
+_MEET_WITHIN_S = 1.5
+# A key pressed once reaches all processes of a terminal. Torchrun's agent hands it on to them as well, and some hear of
+# it from another process first.
+_ONE_PRESS_S = 0.4
+_TOLD_OF_IT_S = 1.0
 
 
 class Signals:
@@ -41,9 +48,12 @@ class Signals:
         self.stopped = False
         self._others: CommonStop | None = None
         self._peers: Peers | None = None
+        self._failed_among: Peers | None = None  # also after the run: the user may save then
         self._ends_together: bool | None = None  # not asked yet
         self._listens = False
         self._is_overdue = False
+        self._pressed_at_s: float | None = None  # Ctrl-C, which came to this process itself
+        self._caught_at_s = 0.0
 
     @contextmanager
     def listening(self, pass_on: Callable[[int], None] | None = None, also: Iterable[int] = ()) -> Iterator[None]:
@@ -63,6 +73,7 @@ class Signals:
         listened = self._listens
         if not listened:  # else in a process of this run, which was started while the first one listened
             self.caught, self.place, self.stopped = 0, 0, False
+            self._pressed_at_s = None
         self._listens = True
         if threading.current_thread() is not threading.main_thread():
             try:
@@ -72,25 +83,30 @@ class Signals:
                 self._close()
             return
         before = {number: signal.getsignal(number) for number in {*_CAUGHT, *also}}
+        users = {number: _of_the_user(handler, number) for number, handler in before.items()}
         pid = os.getpid()
 
         def catch(number: int, frame: FrameType | None) -> None:
-            user_handler = before.get(number)
+            user_handler = users.get(number)
             if self._is_overdue:
                 raise ending(number)
             if user_handler is signal.default_int_handler:
-                if self.caught or not self.place:
+                if self._is_pressed_again() or not self.place:
                     if pass_on is not None and os.getpid() == pid:
                         # It may have come to this process only. Not as a second Ctrl-C to those that heard it too.
                         pass_on(signal.SIGTERM)
                     raise KeyboardInterrupt
-                _announce_stop()
+                if self._pressed_at_s is None:
+                    self._pressed_at_s = time.monotonic()
+                    _announce_stop()
             self._hear(number)
-            if pass_on is not None and os.getpid() == pid:  # a forked process inherits the handler
+            # A forked process inherits the handler. Ctrl-C reaches the others through the store, and only once.
+            if pass_on is not None and os.getpid() == pid and (number != signal.SIGINT or self._others is None):
                 pass_on(number)
             if callable(user_handler) and user_handler is not signal.default_int_handler:
                 user_handler(number, frame)
 
+        setattr(catch, _INSTALLED, (pid, users))
         try:
             for number, handler in before.items():
                 if handler != signal.SIG_IGN and handler is not None:
@@ -147,7 +163,7 @@ class Signals:
         """
         if store is None:
             return
-        self._ends_together = None
+        self._ends_together = self._failed_among = None
         self._peers = Peers(store, rank, world_size, ends_alone=ends_alone)
         self._others = CommonStop(store, rank, world_size, self._agree, lambda: self.place, self._peers.look)
         if self.caught:  # it came while the processes were set up
@@ -159,17 +175,21 @@ class Signals:
         Returns:
             What to raise in its place, if another process is to blame.
         """
-        return self._peers.fail(error) if self._peers is not None and isinstance(error, Exception) else None
+        if self._peers is None or not isinstance(error, Exception):
+            return None
+        self._failed_among = self._peers
+        return self._peers.fail(error)
 
     def end_together(self) -> bool:
         """This process ends its run before its time: do all others too, so that they can still save something together?
 
         It is waited for them, for two seconds.
         """
-        if self._peers is None or self.stopped:
+        peers = self._peers or self._failed_among
+        if peers is None or self.stopped:
             return True
         if self._ends_together is None:
-            self._ends_together = self._peers.fail_together()
+            self._ends_together = peers.fail_together()
         return self._ends_together
 
     def stop_if_due(self, place: int) -> None:
@@ -202,10 +222,18 @@ class Signals:
             self._others.ask(number)
 
     def _catch(self, number: int) -> None:
-        self.caught = self.caught or number
+        self._agree(self.caught or number)
 
     def _agree(self, number: int) -> None:
+        self._caught_at_s = self._caught_at_s if self.caught else time.monotonic()
         self.caught = number
+
+    def _is_pressed_again(self) -> bool:
+        """Is this Ctrl-C a second one, and not the first, of which another process has told already?"""
+        now_s = time.monotonic()
+        if self._pressed_at_s is not None:
+            return now_s - self._pressed_at_s > _ONE_PRESS_S
+        return self.caught != 0 and now_s - self._caught_at_s > _TOLD_OF_IT_S
 
     def _close(self) -> None:
         if self._others is not None:
@@ -214,6 +242,14 @@ class Signals:
         if self._peers is not None:
             self._peers.leave()
             self._peers = None
+
+
+def _of_the_user(handler: Any, number: int) -> Any:
+    """The handler that the user had. A forked process inherits ours, and installs one of its own."""
+    installed: tuple[int, dict[int, Any]] | None = getattr(handler, _INSTALLED, None)
+    if installed is None or installed[0] == os.getpid():
+        return handler
+    return installed[1][number]
 
 
 def ending(number: int) -> BaseException:
@@ -235,4 +271,5 @@ def end_on_ctrl_c() -> None:
 def _announce_stop() -> None:
     if rank_zero_only.rank == 0:
         # Not `print`: the handler may have come in the middle of another one.
-        os.write(2, b"\nCtrl-C: the run ends after this batch. Press it again to end at once.\n")
+        rest_of_line = "\x1b[K" if os.isatty(2) else ""  # of a progress bar, perhaps
+        os.write(2, f"\n{CTRL_C}{rest_of_line}\n".encode())

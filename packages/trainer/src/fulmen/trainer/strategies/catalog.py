@@ -15,17 +15,18 @@ STRATEGY_REGISTRY: Registry[type[Any]] = Registry("strategy")
 
 StrategyRegistry = STRATEGY_REGISTRY
 
-# Fabric's strategies that have a bound one: module and class, which are called the same here and there.
+# Fabric's strategies that have a bound one of the same name here. It is in the file that is called as theirs, or as the
+# folder that theirs is in.
 _BOUND = {
     "base.Strategy",
     "ddp.DDPStrategy",
-    "deepspeed.DeepSpeedStrategy",
+    "deepspeed.strategy.DeepSpeedStrategy",
     "fsdp.FSDPStrategy",
     "model_parallel.ModelParallelStrategy",
     "parallel.ParallelStrategy",
     "single_device.SingleDeviceStrategy",
     "single_xla.SingleDeviceXLAStrategy",
-    "xla.XLAStrategy",
+    "xla.strategy.XLAStrategy",
     "xla_fsdp.XLAFSDPStrategy",
 }
 _DDP_NAMES = tuple(
@@ -43,7 +44,7 @@ def _add_ddp(registry: Registry[type[Any]]) -> None:
 
 
 def _add_deepspeed(registry: Registry[type[Any]]) -> None:
-    from fulmen.fabric.strategies.deepspeed import DeepSpeedStrategy as FabricDeepSpeedStrategy
+    from fulmen.fabric.strategies.deepspeed.strategy import DeepSpeedStrategy as FabricDeepSpeedStrategy
     from fulmen.trainer.strategies.deepspeed import register_deepspeed
 
     register_deepspeed(registry, FabricDeepSpeedStrategy)
@@ -58,7 +59,7 @@ def _add_fsdp(registry: Registry[type[Any]]) -> None:
 
 def _add_xla(registry: Registry[type[Any]]) -> None:
     from fulmen.fabric.strategies.single_xla import SingleDeviceXLAStrategy
-    from fulmen.fabric.strategies.xla import XLAStrategy as FabricXLAStrategy
+    from fulmen.fabric.strategies.xla.strategy import XLAStrategy as FabricXLAStrategy
     from fulmen.fabric.strategies.xla_fsdp import XLAFSDPStrategy
     from fulmen.trainer.strategies.xla import XLAStrategy
 
@@ -87,7 +88,7 @@ def bind(strategy: FabricStrategy | Strategy) -> Strategy:
     for kind in type(strategy).__mro__:
         place = f"{kind.__module__}.{kind.__qualname__}".removeprefix("fulmen.fabric.strategies.")
         if place in _BOUND:
-            module, _, name = place.partition(".")
+            module, *_, name = place.split(".")
             bound: type[Strategy] = getattr(importlib.import_module(f"fulmen.trainer.strategies.{module}"), name)
             return bound.from_fabric(strategy)
     raise ArgumentTypeError(

@@ -18,13 +18,12 @@ from fulmen.fabric.checkpoint_io.sharded_names import is_deepspeed
 from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.forward_redirect import call_through_forward
 from fulmen.fabric.precision.base import Precision
-from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.fabric.registry import Registry
-from fulmen.fabric.strategies import deepspeed_config as configs
 from fulmen.fabric.strategies.base import Strategy as FabricStrategy
-from fulmen.fabric.strategies.deepspeed import DeepSpeedStrategy as FabricDeepSpeedStrategy
-from fulmen.fabric.strategies.deepspeed_arguments import NAMES
-from fulmen.fabric.strategies.deepspeed_engine import stop_engine
+from fulmen.fabric.strategies.deepspeed import config as configs
+from fulmen.fabric.strategies.deepspeed.arguments import NAMES
+from fulmen.fabric.strategies.deepspeed.engine import stop_engine
+from fulmen.fabric.strategies.deepspeed.strategy import DeepSpeedStrategy as FabricDeepSpeedStrategy
 from fulmen.trainer._typing import Trainer
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.errors import ArgumentTypeError, ConfigurationError
@@ -359,13 +358,8 @@ class DeepSpeedStrategy(ParallelStrategy):
         return _NO_CONTEXT
 
     def gather_gradients(self, module: nn.Module) -> list[Gradients]:
-        """None: they lie in the engine. A run that goes on from inside an accumulation window does so without them."""
-        rank_zero_warn(
-            "The checkpoint is written inside an accumulation window, and DeepSpeed's engine does not hand out the"
-            " gradients of its first batches. A resume goes on without them."
-            " Save where a window ends to go on exactly."
-        )
-        return self.gather_objects({})
+        """None: they lie in the engine, whose folder keeps them."""
+        return [{} for _ in range(self.world_size)]
 
     def put_back_gradients(self, module: nn.Module, saved: Sequence[Gradients]) -> bool:
         """Were there none?"""

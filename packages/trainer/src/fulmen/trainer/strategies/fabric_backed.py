@@ -15,6 +15,7 @@ from fulmen.fabric.collectives.tensors import reduce_tensors
 from fulmen.fabric.environments.default import LightningEnvironment
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.strategies.base import Strategy as FabricStrategy
+from fulmen.trainer.core.checkpoint_form import check_form
 
 T = TypeVar("T")
 
@@ -198,11 +199,16 @@ class FabricBacked:
             checkpoint_path: Where it is.
             weights_only: False allows any pickled object, which can run code; None is True.
         """
-        return dict(
-            self.checkpoint_io.load_checkpoint(
-                checkpoint_path, map_location=torch.device("cpu"), weights_only=weights_only
-            )
+        found: Any = self.checkpoint_io.load_checkpoint(
+            checkpoint_path, map_location=torch.device("cpu"), weights_only=weights_only
         )
+        check_form(found, repr(checkpoint_path))
+        return dict(found)
+
+    @property
+    def reads_alone(self) -> bool:
+        """Can one process read a checkpoint while the others wait? Not where reading takes all of them together."""
+        return type(self).load_checkpoint is FabricBacked.load_checkpoint
 
     def remove_checkpoint(self, filepath: str | Path) -> None:
         """Delete a checkpoint; only the first process does."""

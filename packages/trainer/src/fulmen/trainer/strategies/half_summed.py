@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fulmen.fabric.compiled import plain_parameters
 from fulmen.trainer.strategies.fabric_backed import FabricBacked
 
 Gradients = dict[str, Tensor]
@@ -33,12 +34,12 @@ class KeepsGradients(FabricBacked):
         """
         means, own = apart(saved)
         mine = own[self.global_rank] if len(own) == self.world_size else mean_of(own)
-        return put(dict(module.named_parameters()), {**means, **mine})
+        return put(plain_parameters(module), {**means, **mine})
 
 
 def take(module: nn.Module) -> Gradients:
     """The gradients of this process, in the memory of the machine."""
-    grads = {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
+    grads = {name: parameter.grad for name, parameter in plain_parameters(module).items() if parameter.grad is not None}
     return {name: in_memory(grad) for name, grad in grads.items()}
 
 

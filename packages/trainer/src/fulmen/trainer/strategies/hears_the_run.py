@@ -17,6 +17,10 @@ class HearsTheRun:
     def on_train_start(self) -> None:
         """Training begins."""
 
+    # Does the training step compute gradients too, of its loss divided by `loss_divisor`?
+    derives_in_step: bool = False
+    loss_divisor: int = 1
+
     def on_train_end(self) -> None:
         """Training has ended."""
 

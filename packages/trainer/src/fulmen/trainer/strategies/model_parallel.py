@@ -1,6 +1,6 @@
 """Bound: a plan, or the module's `configure_model`, splits it over a mesh of processes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Literal, cast
 
@@ -8,9 +8,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import Module
 
 from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy as FabricModelParallelStrategy
+from fulmen.fabric.strategies.pipeline import Pipeline, cut_module
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.errors import ConfigurationError
 from fulmen.trainer.signature import is_overridden
+from fulmen.trainer.strategies import in_stages
+from fulmen.trainer.strategies.half_summed import Gradients
 from fulmen.trainer.strategies.sharded import ShardedStrategy
 
 
@@ -36,6 +39,10 @@ class ModelParallelStrategy(ShardedStrategy):
         context_parallel_size: So many neighbours along "data_parallel" see the same batches, each its part of the
             sequence. The module asks for it: `batch = self.trainer.strategy.part_of_sequence(batch)`. Attention that
             the plan calls "ring" or "ulysses" is over all of it.
+        pipeline: Cuts the module into stages, such as `Pipeline(["model.blocks.2"], micro_batches=8)`; steps stay as
+            they are, and get a micro-batch at a time. Takes a plan too, or none.
+        pipeline_parallel_size: Processes along "pipeline_parallel", each with some of the stages; "auto" is one for
+            each stage, or for each two where the schedule is for several.
     """
 
     strategy_name = "modelparallel"
@@ -53,11 +60,14 @@ class ModelParallelStrategy(ShardedStrategy):
         plan: Mapping[str, Any] | None = None,
         replicate_size: Literal["auto"] | int = 1,
         context_parallel_size: int = 1,
+        pipeline: Pipeline | None = None,
+        pipeline_parallel_size: Literal["auto"] | int = "auto",
     ) -> None:
-        self._module_splits_itself = plan is None
+        self._module_splits_itself = plan is None and pipeline is None
+        self.derives_in_step = pipeline is not None
         self._adopt(
             FabricModelParallelStrategy(
-                configure_model if plan is None else None,
+                configure_model if self._module_splits_itself else None,
                 data_parallel_size=data_parallel_size,
                 tensor_parallel_size=tensor_parallel_size,
                 save_distributed_checkpoint=save_distributed_checkpoint,
@@ -66,6 +76,8 @@ class ModelParallelStrategy(ShardedStrategy):
                 plan=plan,
                 replicate_size=replicate_size,
                 context_parallel_size=context_parallel_size,
+                pipeline=pipeline,
+                pipeline_parallel_size=pipeline_parallel_size,
             )
         )
 
@@ -74,12 +86,27 @@ class ModelParallelStrategy(ShardedStrategy):
         """The processes along their axes; known when they have been started."""
         return self._fabric_model_parallel.device_mesh
 
+    def check_fit(self, module: LightningModule, flags: Any) -> None:
+        """Refuse a module that cannot be split so.
+
+        Raises:
+            ConfigurationError: If nothing says how it is split, or the plan does not fit it.
+        """
+        super().check_fit(module, flags)
+        self._check(module)
+        if not is_overridden("configure_model", module, LightningModule):
+            self._fabric_model_parallel.check_module(module)
+
     def connect(self, model: LightningModule) -> None:
         """Bind the module.
 
         Raises:
             ConfigurationError: If nothing says how it is split, or the plan names what it does not have.
         """
+        self._check(model)
+        super().connect(model)
+
+    def _check(self, model: LightningModule) -> None:
         if self._module_splits_itself and not is_overridden("configure_model", model, LightningModule):
             raise ConfigurationError(
                 f"Trainer(strategy=ModelParallelStrategy(...)) cannot run {type(model).__name__}, which has no"
@@ -89,7 +116,34 @@ class ModelParallelStrategy(ShardedStrategy):
         plan = self._fabric_model_parallel.plan
         if plan is not None and not is_overridden("configure_model", model, LightningModule):
             plan.match(model)  # what is wrong is said now; layers that configure_model makes are not there yet
-        super().connect(model)
+        pipeline = self._fabric_model_parallel.pipeline
+        if pipeline is not None:
+            in_stages.check_module(model)
+            if not is_overridden("configure_model", model, LightningModule):
+                cut_module(model, pipeline)
+
+    @property
+    def _exchanges_gradients(self) -> bool:
+        # A pipeline exchanges them once for each batch, so that a checkpoint may be written after each.
+        return super()._exchanges_gradients and self._fabric_model_parallel.pipeline is None
+
+    def gather_gradients(self, module: Module) -> list[Gradients]:
+        """The gradients that wait for a step; of stages those of each, whole, in the memory of one process."""
+        if self._fabric_model_parallel.pipeline is None:
+            return super().gather_gradients(module)
+        return self.gather_objects(in_stages.whole_gradients(module, self._fabric_model_parallel))
+
+    def put_back_gradients(self, module: Module, saved: Sequence[Gradients]) -> bool:
+        """Give the parameters their gradients again. Was it possible?"""
+        if self._fabric_model_parallel.pipeline is None:
+            return super().put_back_gradients(module, saved)
+        return in_stages.put_whole_gradients(module, saved)
+
+    def _make_step(self, name: str) -> Callable[..., Any]:
+        step = super()._make_step(name)
+        module = self._module()
+        stages = self._fabric_model_parallel.steps_of(module)
+        return step if stages is None else in_stages.InStages(module, stages, step, name, lambda: self.loss_divisor)
 
     @property
     def own_values(self) -> tuple[int, int]:

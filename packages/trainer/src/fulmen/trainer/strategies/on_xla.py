@@ -8,7 +8,7 @@ import torch
 
 from fulmen.fabric.environments.variables import environment_variables
 from fulmen.fabric.rank_zero import rank_zero_warn
-from fulmen.fabric.strategies.xla_graphs import XLAGraphs, move_in_place
+from fulmen.fabric.strategies.xla.graphs import XLAGraphs, move_in_place
 from fulmen.trainer.errors import ConfigurationError
 from fulmen.trainer.strategies.base import Strategy
 

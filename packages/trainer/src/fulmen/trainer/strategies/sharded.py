@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from fulmen.fabric.compiled import plain_parameters
 from fulmen.fabric.forward_redirect import call_through_forward
 from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.fabric.strategies.sharded import ShardedStrategy as FabricShardedStrategy
@@ -56,13 +57,23 @@ class ShardedStrategy(ParallelStrategy, ABC):
         """Always: also one process is a group."""
         return True
 
+    def check_fit(self, module: Any, flags: Any) -> None:
+        """Refuse batch norms that would have to be synchronised on the CPU.
+
+        Raises:
+            ConfigurationError: If they would.
+        """
+        super().check_fit(module, flags)
+        if self.layer_sync is not None:
+            self._refuse_layer_sync(module)
+
     def setup_model(self, *, training: bool) -> None:
         """Convert the module to the precision and split it, also if it is only evaluated."""
         model: nn.Module = self._module()
         if not is_split(model):  # what is split already was made, or converted, as it is
             model = self.precision_plugin.convert_module(model)
         if training and self.layer_sync is not None:
-            self._check_layer_sync()
+            self._refuse_layer_sync(model)
             model = self.layer_sync.apply(model)
         self.model = self.fabric_strategy.setup_module(model)
         self.setup_precision_plugin()
@@ -117,7 +128,7 @@ class ShardedStrategy(ParallelStrategy, ABC):
     def put_back_gradients(self, module: nn.Module, saved: Sequence[Gradients]) -> bool:
         """Give the parameters their gradients again. Was it possible? Parts need as many processes as there were."""
         sums, own = half_summed.apart(saved)
-        split = dict(module.named_parameters())
+        split = plain_parameters(module)
         if all(name in split and split[name].shape == grad.shape for one in own for name, grad in one.items()):
             # Where nothing was split, each process had whole ones.
             sums |= own[self.global_rank] if len(own) == self.world_size else half_summed.mean_of(own)
@@ -223,10 +234,10 @@ class ShardedStrategy(ParallelStrategy, ABC):
             return step
         return partial(call_through_forward, self.model or module, module, step)
 
-    def _check_layer_sync(self) -> None:
+    def _refuse_layer_sync(self, module: nn.Module) -> None:
         if self.root_device.type == "cpu":
             raise ConfigurationError(
-                f"Trainer(sync_batchnorm=True) cannot synchronise the batch norms of {type(self._module()).__name__} on"
+                f"Trainer(sync_batchnorm=True) cannot synchronise the batch norms of {type(module).__name__} on"
                 " the CPU. torch.nn.SyncBatchNorm runs on GPUs only."
                 " Leave out sync_batchnorm, or train with accelerator='gpu'."
             )
@@ -238,9 +249,9 @@ class ShardedStrategy(ParallelStrategy, ABC):
 @contextmanager
 def _gathered(module: nn.Module, unit: Any) -> Iterator[dict[str, nn.Parameter]]:
     """Inside, the parameters of `unit` are whole: they by name. Those of other units inside of it are not."""
-    split = dict(module.named_parameters())
+    split = plain_parameters(module)
     unit.unshard()
     try:
-        yield {name: one for name, one in module.named_parameters() if one is not split.get(name)}
+        yield {name: one for name, one in plain_parameters(module).items() if one is not split.get(name)}
     finally:
         unit.reshard()

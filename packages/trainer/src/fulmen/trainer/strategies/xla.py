@@ -10,8 +10,8 @@ from fulmen.fabric.arguments import check_flag
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.registry import Registry
-from fulmen.fabric.strategies.xla import XLAParallelStrategy as FabricXLAParallelStrategy
-from fulmen.fabric.strategies.xla import XLAStrategy as FabricXLAStrategy
+from fulmen.fabric.strategies.xla.strategy import XLAParallelStrategy as FabricXLAParallelStrategy
+from fulmen.fabric.strategies.xla.strategy import XLAStrategy as FabricXLAStrategy
 from fulmen.trainer.strategies.ddp import DDPStrategy
 from fulmen.trainer.strategies.on_xla import OnXLA
 

@@ -27,8 +27,8 @@ from fulmen.fabric.rank_zero import rank_zero_only
 from fulmen.fabric.registry import Registry
 from fulmen.fabric.strategies.base import Strategy, TBroadcast
 from fulmen.fabric.strategies.parallel import ParallelStrategy
-from fulmen.fabric.strategies.xla_graphs import XLAGraphs
-from fulmen.fabric.strategies.xla_mesh import XLAMesh
+from fulmen.fabric.strategies.xla.graphs import XLAGraphs
+from fulmen.fabric.strategies.xla.mesh import XLAMesh
 from fulmen.fabric.types import ReduceOp
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
-from fulmen.fabric.strategies.deepspeed_arguments import DEFAULTS, DeepSpeedArguments, LossScaling, check_types
+from fulmen.fabric.strategies.deepspeed.arguments import DEFAULTS, DeepSpeedArguments, LossScaling, check_types
 
 Config: TypeAlias = dict[str, Any]
 # Names of precisions, and the section of the configuration that stands for them. DeepSpeed keeps 32-bit master weights
@@ -104,7 +104,8 @@ def config_from(arguments: DeepSpeedArguments) -> Config:
     for name, places in _PLACES.items():
         for place in places:
             if _closed(arguments, place) is None:
-                _put(config, place, getattr(arguments, name))
+                value = getattr(arguments, name)
+                _put(config, place, int(value) if name == "stage" else value)
     return config
 
 
@@ -140,6 +141,7 @@ def merged(config: Mapping[str, Any], arguments: DeepSpeedArguments) -> Config:
             if found is not _ABSENT and found != value:
                 raise _contradiction(f"DeepSpeedStrategy({name}={value!r}", ".".join(place), found)
             section = place[:-1]
+            value = int(value) if name == "stage" else value
             if name == "stage" or not section or section[0] != _ZERO or _get(result, section) is not _ABSENT:
                 _put(result, place, value)
                 has_place = True

@@ -9,6 +9,10 @@ from fulmen.fabric.arguments import check_count, check_flag, check_text
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 
 
+class StageOfName(int):
+    """The stage that the name of a strategy says: "deepspeed_stage_2" means it, though 2 is what is usual, too."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DeepSpeedArguments:
     """The arguments of `DeepSpeedStrategy` that a configuration can say, too."""
@@ -44,8 +48,12 @@ class DeepSpeedArguments:
     synchronize_checkpoint_boundary: bool = False
 
     def given(self) -> dict[str, Any]:
-        """Those that differ from their defaults."""
-        return {name: value for name, value in vars(self).items() if value != DEFAULTS[name]}
+        """Those that differ from their defaults, and a stage that is in the name."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if value != DEFAULTS[name] or isinstance(value, StageOfName)
+        }
 
 
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(DeepSpeedArguments)}
@@ -53,17 +61,29 @@ _ALL = {"offload_optimizer": True, "offload_parameters": True}
 # Names of strategies, what they are, and their arguments.
 NAMES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("deepspeed", "DeepSpeed; optimizer state and gradients are split over processes.", {}),
-    ("deepspeed_stage_1", "DeepSpeed; the state of optimizers is split over processes.", {"stage": 1}),
-    ("deepspeed_stage_1_offload", "As deepspeed_stage_1, on the CPU.", {"stage": 1, "offload_optimizer": True}),
-    ("deepspeed_stage_2", "DeepSpeed; optimizer state and gradients are split over processes.", {"stage": 2}),
-    ("deepspeed_stage_2_offload", "As deepspeed_stage_2, on the CPU.", {"stage": 2, "offload_optimizer": True}),
-    ("deepspeed_stage_3", "DeepSpeed; parameters are split over processes, too.", {"stage": 3}),
-    ("deepspeed_stage_3_offload", "As deepspeed_stage_3, on the CPU.", {"stage": 3, **_ALL}),
+    ("deepspeed_stage_1", "DeepSpeed; the state of optimizers is split over processes.", {"stage": StageOfName(1)}),
+    (
+        "deepspeed_stage_1_offload",
+        "As deepspeed_stage_1, on the CPU.",
+        {"stage": StageOfName(1), "offload_optimizer": True},
+    ),
+    (
+        "deepspeed_stage_2",
+        "DeepSpeed; optimizer state and gradients are split over processes.",
+        {"stage": StageOfName(2)},
+    ),
+    (
+        "deepspeed_stage_2_offload",
+        "As deepspeed_stage_2, on the CPU.",
+        {"stage": StageOfName(2), "offload_optimizer": True},
+    ),
+    ("deepspeed_stage_3", "DeepSpeed; parameters are split over processes, too.", {"stage": StageOfName(3)}),
+    ("deepspeed_stage_3_offload", "As deepspeed_stage_3, on the CPU.", {"stage": StageOfName(3), **_ALL}),
     (
         "deepspeed_stage_3_offload_nvme",
         "As deepspeed_stage_3, on a fast disk.",
         {
-            "stage": 3,
+            "stage": StageOfName(3),
             **_ALL,
             "remote_device": "nvme",
             "offload_params_device": "nvme",

@@ -17,20 +17,21 @@ from fulmen.fabric.checkpoint_io.base import CheckpointIO
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.precision.deepspeed import DeepSpeedPrecision
-from fulmen.fabric.strategies import deepspeed_config as configs
-from fulmen.fabric.strategies.deepspeed_arguments import LossScaling
-from fulmen.fabric.strategies.deepspeed_checkpoint import (
-    SafeFiles,
-)
-from fulmen.fabric.strategies.deepspeed_config import Config
-from fulmen.fabric.strategies.deepspeed_engine import (
+from fulmen.fabric.strategies.deepspeed import config as configs
+from fulmen.fabric.strategies.deepspeed.arguments import LossScaling
+from fulmen.fabric.strategies.deepspeed.config import Config
+from fulmen.fabric.strategies.deepspeed.engine import (
     EngineOptimizer,
+    Trained,
     join_deepspeed,
     load_deepspeed,
     start_engine,
+    stop_engine,
+    tell_rank_in_forward,
     told_ranks,
 )
-from fulmen.fabric.strategies.known_here import ModulesKnownHere, NotesOnModulesHere
+from fulmen.fabric.strategies.deepspeed.saving import SafeFiles
+from fulmen.fabric.strategies.known_here import ModulesKnownHere
 from fulmen.fabric.strategies.parallel import Parts, ProcessGroupStrategy
 
 _PLAIN = DeepSpeedPrecision("32-true")
@@ -78,7 +79,7 @@ class EngineStrategy(ProcessGroupStrategy, ABC):
         self._deepspeed: Any = None
         self._makes_parts = False  # are modules made in parts now?
         self._engines = ModulesKnownHere()
-        self._trained: NotesOnModulesHere[tuple[EngineOptimizer, list[str]]] = NotesOnModulesHere()
+        self._trained = Trained()
 
     def __getstate__(self) -> dict[str, Any]:
         # Modules of Python do not travel to other processes.
@@ -237,26 +238,32 @@ class EngineStrategy(ProcessGroupStrategy, ABC):
     def start(
         self, module: Module, config: Config, optimizer: Optimizer | None = None, scheduler: LRScheduler | None = None
     ) -> tuple[Any, EngineOptimizer | None]:
-        """An engine for the module, and its optimizer; none if it cannot train."""
+        """An engine for the module, and its optimizer; none if it cannot train. One that it had before is stopped."""
+        for engine in [one for one in self._engines if one.module is module]:
+            # Two would hear the same gradients.
+            stop_engine(engine)
+            self.forget(engine)
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         groups = optimizer.param_groups if optimizer is not None else ()
         ordered = [names.get(id(parameter), "") for group in groups for parameter in group["params"]]
         with self._told():
             engine = start_engine(self._loaded(), module, config, self.root_device, optimizer, scheduler)
         engine.checkpoint_engine = SafeFiles()
+        if self.zero_stage_3:
+            tell_rank_in_forward(engine, self.local_rank)
         self._engines.add(engine)
         if "activation_checkpointing" in config:
             self._loaded().checkpointing.configure(None, deepspeed_config=config)
         if optimizer is None and "optimizer" not in config:
             return engine, None
         stepping = EngineOptimizer(engine, optimizer)
-        self._trained[engine] = (stepping, ordered or list(engine.param_names.values()))
+        self._trained.add(engine, stepping, ordered or list(engine.param_names.values()))
         return engine, stepping
 
     def forget(self, engine: Any) -> None:
         """An engine was stopped: it does not count any more."""
         self._engines.discard(engine)
-        self._trained.pop(engine, None)
+        self._trained.forget(engine)
 
     def _told(self, local_rank: int | None = None) -> AbstractContextManager[None]:
         return told_ranks(self.joined_environment(), local_rank)
@@ -295,7 +302,9 @@ class EngineStrategy(ProcessGroupStrategy, ABC):
         if module is not None and module in self._trained:
             return module
         training = [engine for engine in self._engines if engine in self._trained]
-        known = [engine for engine in training if module is None or module is engine or module is engine.module]
+        known = [engine for engine in training if module is None or module in (engine, engine.module)]
+        if len(known) > 1:
+            known = [engine for engine in known if self._trained.can_step(engine)]
         if len(known) == 1:
             return known[0]
         if not training:
@@ -304,7 +313,7 @@ class EngineStrategy(ProcessGroupStrategy, ABC):
                 " optimizer. Call `model, optimizer = fabric.setup(model, optimizer)` before."
             )
         raise ConfigurationError(
-            f"backward was called, and DeepSpeed has {len(training)} engines that train. Each scales and reduces its"
+            f"backward was called, and DeepSpeed has {len(known)} engines that train. Each scales and reduces its"
             " own gradients. Say which: `fabric.backward(loss, model=model)`, with what setup returned."
         )
 

@@ -1,4 +1,4 @@
-"""The state of an engine of DeepSpeed to and from its folder: whole or not at all, and nothing in it is run.
+"""Read the state of an engine of DeepSpeed from its folder, or from one file with whole tensors.
 
 Read by as many processes as wrote it, each takes its own file. Read by others, or with another stage of ZeRO, each
 takes its part of every tensor, by name.
@@ -16,138 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from fulmen.fabric.checkpoint_io.commit import FolderAside, storage_failures
-from fulmen.fabric.checkpoint_io.deepspeed_folder import (
-    KNOWN_CLASSES,
-    OWN_KEYS,
-    RENAMED,
-    DeepSpeedFolder,
-    read_file,
-    write_file,
-)
+from fulmen.fabric.checkpoint_io.deepspeed_folder import DeepSpeedFolder
 from fulmen.fabric.checkpoint_io.ranks import Ranks
-from fulmen.fabric.checkpoint_io.safe import CANNOT_PICKLE, cannot_be_saved
-from fulmen.fabric.checkpoint_io.sharded_names import TAG
+from fulmen.fabric.compiled import load_plain_state, plain_buffers, plain_name, plain_parameters, plain_state
 from fulmen.fabric.errors import CheckpointError, CheckpointKeyError, ConfigurationError
-from fulmen.fabric.filesystem import is_local, sync_dir
+from fulmen.fabric.rank_zero import rank_zero_warn
+from fulmen.fabric.strategies.deepspeed.gradients import put_gradients
 from fulmen.fabric.types import PathLike
-
-
-class SafeFiles:
-    """Takes the place of an engine's own writer and reader of files: only tensors and plain data come in and out.
-
-    A failure while writing is kept until all processes have written: raised at once, it would leave the others waiting.
-    """
-
-    name = "SafeFiles"
-
-    def __init__(self) -> None:
-        self.failure: Exception | None = None
-        self.trusted = False  # may the files that are read now run code?
-
-    def create(self, info: Any) -> None:
-        """A checkpoint begins."""
-        self.failure = None
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Make a folder."""
-        os.makedirs(path, exist_ok=exist_ok)
-
-    def save(self, state_dict: Mapping[str, Any], path: str) -> None:
-        """Write one file."""
-        try:
-            with storage_failures(path):
-                write_file(path, dict(state_dict))
-        except CANNOT_PICKLE as error:
-            self.failure = self.failure or cannot_be_saved(path, state_dict, str(error))
-        except Exception as error:
-            self.failure = self.failure or error
-
-    def load(self, path: str, map_location: Any = None) -> Any:
-        """Read one file."""
-        return read_file(path, let_in=_known_classes(), trusted=self.trusted)
-
-    def commit(self, info: Any) -> bool:
-        """All files were asked for."""
-        return True
-
-    def is_data_parallel_writer(self, dp_rank: int) -> bool:
-        """Does this process write what all have?"""
-        return dp_rank == 0
-
-    def is_decoupled(self) -> bool:
-        """Does it write in the background? No."""
-        return False
-
-    def set_commit_info(self, info: Any) -> None:
-        """Nothing is to be remembered."""
-
-    def get_commit_info(self) -> None:
-        """Nothing is remembered."""
-
-    def cleanup(self) -> None:
-        """Nothing is held."""
-
-    def raise_failure(self) -> None:
-        """Raise what went wrong since `create`."""
-        if self.failure is not None:
-            raise self.failure
-
-
-def _known_classes() -> list[Any]:
-    parts = [name.rpartition(".") for name in KNOWN_CLASSES]
-    return [getattr(import_module(module), name) for module, _, name in parts]
-
-
-def save_engine(engine: Any, path: PathLike, state: Mapping[str, Any], *, exclude_frozen: bool) -> None:
-    """Write module and optimizer of an engine, and `state`, to the folder `path`. Every process must call it.
-
-    Raises:
-        CheckpointError: On every process, if one of them fails; what was at `path` before is unchanged.
-    """
-    ranks, files = Ranks(), engine.checkpoint_engine
-    check_local(path)
-    renamed = {key: value for key, value in state.items() if key in OWN_KEYS}
-    client = {key: value for key, value in state.items() if key not in OWN_KEYS}
-    aside = ranks.on_zero(lambda: FolderAside.begin(path))
-    try:
-        engine.save_checkpoint(
-            aside.place,
-            tag=TAG,
-            client_state={**client, RENAMED: renamed} if renamed else client,
-            exclude_frozen_parameters=exclude_frozen,
-        )
-        ranks.each(files.raise_failure)
-        ranks.on_zero(lambda: _finish(aside))
-    except BaseException:
-        if ranks.is_zero:
-            aside.abandon()
-        raise
-
-
-def check_local(path: PathLike) -> None:
-    """Refuse a path on another machine.
-
-    Raises:
-        CheckpointError: Quoting it.
-    """
-    if not is_local(path):
-        raise CheckpointError(
-            f"The checkpoint {os.fspath(path)!r} cannot be written there: DeepSpeed reads and writes local files only."
-            " Pass a local path that all processes reach, and copy the folder afterwards."
-        )
-
-
-def _finish(aside: FolderAside) -> None:
-    with storage_failures(aside.path):
-        for name in os.listdir(aside.place):
-            place = os.path.join(aside.place, name)
-            if os.path.isdir(place):
-                sync_dir(place)
-            else:
-                with open(place, "rb") as file:
-                    os.fsync(file.fileno())
-    aside.commit(set())
 
 
 class WholeTensors(Protocol):
@@ -226,6 +101,7 @@ def load_engine(engine: Any, path: PathLike, *, strict: bool, trusted: bool = Fa
         place, tag = os.path.split(folder.place)
         engine.checkpoint_engine.trusted = trusted
         engine.load_checkpoint(place, tag=tag, load_module_strict=strict)
+        _load_gradients(engine, folder)
         return folder.client_state()
     load_whole(engine, folder, strict=strict)
     load_untrained(engine.module, folder.untrained())
@@ -234,7 +110,23 @@ def load_engine(engine: Any, path: PathLike, *, strict: bool, trusted: bool = Fa
         setattr(engine, name, states.get(name, 0))
     scaler = vars(engine.optimizer.loss_scaler)
     scaler.update({name: value for name, value in folder.scaler().items() if name in scaler})
+    _load_gradients(engine, folder)
     return folder.client_state()
+
+
+def _load_gradients(engine: Any, folder: DeepSpeedFolder) -> None:
+    """Inside an accumulation window, those of its first batches; without them where this run divides otherwise."""
+    ranks, files = Ranks(), folder.gradient_files
+    if not files:
+        return
+    is_alike = len(files) == ranks.world_size == folder.world_size and folder.stage == engine.zero_optimization_stage()
+    if is_alike and put_gradients(engine, folder.gradients(ranks.rank)):
+        return
+    rank_zero_warn(
+        f"The checkpoint {folder.path!r} was written by {folder.world_size} processes inside an accumulation window,"
+        f" with stage={folder.stage}. This run divides gradients otherwise, so those of the window's first batches are"
+        " lost. Resume with as many processes and the same strategy to go on exactly."
+    )
 
 
 def load_whole(engine: Any, source: WholeTensors, *, strict: bool = True) -> None:
@@ -243,9 +135,16 @@ def load_whole(engine: Any, source: WholeTensors, *, strict: bool = True) -> Non
     Raises:
         CheckpointKeyError: If `strict` and one side has parameters that the other has not.
         CheckpointError: If the optimizer has another number of groups.
+        ConfigurationError: If this engine holds its optimizer in another form.
     """
     optimizer, rank, world_size = engine.optimizer, Ranks().rank, Ranks().world_size
     is_split = engine.zero_optimization_stage() == 3
+    if not is_split and not hasattr(optimizer, "round_robin_bit16_groups"):
+        raise ConfigurationError(
+            "DeepSpeed holds the optimizer otherwise for bf16 with stage 1 and data_types.grad_accum_dtype='fp32', and"
+            " takes back only what as many processes wrote with the same configuration. The checkpoint is of others."
+            " Go on with stage 2, or without grad_accum_dtype."
+        )
     groups: list[list[Any]] = optimizer.fp16_groups if is_split else optimizer.round_robin_bit16_groups
     names = [[engine.param_names[parameter] for parameter in group] for group in groups]
     there = set(source.trained())
@@ -348,13 +247,14 @@ def _options(own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[dic
 
 def load_untrained(module: Module, weights: Mapping[str, Tensor]) -> None:
     """Copy buffers and frozen parameters into a module, also where their parameters are split."""
-    own = dict(module.named_buffers())
+    own = plain_buffers(module)
+    weights = {plain_name(module, name): value for name, value in weights.items()}
     for name, value in weights.items():
         if name in own:
             own[name].copy_(value)
     frozen = {
         name: parameter
-        for name, parameter in module.named_parameters()
+        for name, parameter in plain_parameters(module).items()
         if name in weights and not parameter.requires_grad
     }
     copy_into(frozen, weights)
@@ -366,11 +266,12 @@ def load_weights(module: Module, weights: Mapping[str, Tensor], *, strict: bool)
     Raises:
         CheckpointKeyError: If `strict` and one side has names that the other has not.
     """
-    parameters = dict(module.named_parameters())
+    parameters = plain_parameters(module)
     if not any(is_partitioned(parameter) for parameter in parameters.values()):
-        module.load_state_dict(weights, strict=strict)
+        load_plain_state(module, weights, strict)
         return
-    expected = set(module.state_dict())
+    weights = {plain_name(module, name): value for name, value in weights.items()}
+    expected = set(plain_state(module))
     missing, unexpected = sorted(expected - set(weights)), sorted(set(weights) - expected)
     if strict and (missing or unexpected):
         raise CheckpointKeyError(
@@ -378,7 +279,7 @@ def load_weights(module: Module, weights: Mapping[str, Tensor], *, strict: bool)
             " beside. Every name has to be on both sides."
             " Build the module as it was when they were saved, or load with strict=False."
         )
-    for name, buffer in module.named_buffers():
+    for name, buffer in plain_buffers(module).items():
         if name in weights:
             buffer.copy_(weights[name])
     copy_into({name: one for name, one in parameters.items() if name in weights}, weights)
@@ -409,8 +310,8 @@ def whole_state(module: Module, *, keep: bool, masters: bool = False) -> dict[st
         masters: Take the master weights of what is trained, where there are any.
     """
     whole: dict[str, Any] = {}
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    for name, value in module.state_dict(keep_vars=True).items():
+    parameters = plain_parameters(module, remove_duplicate=False)
+    for name, value in plain_state(module, keep_vars=True).items():
         parameter = parameters.get(name)
         master = _master(parameter) if masters and parameter is not None else None
         if master is not None:

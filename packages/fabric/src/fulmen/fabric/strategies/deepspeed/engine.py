@@ -5,8 +5,10 @@ Nothing here assumes a GPU, and nothing is compiled unless a configuration asks 
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
+import weakref
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from fulmen.fabric.optional_packages import is_installed, require
 _NAME = "deepspeed"
 _OLDEST = (0, 19)  # since then whoever calls `step` may count the batches
 _ACCELERATOR = "DS_ACCELERATOR"
+_LOCAL_RANK = "LOCAL_RANK"
 _SHARED_MEMORY = "deepspeed_shm_comm"
 
 
@@ -91,7 +94,7 @@ def told_ranks(environment: ClusterEnvironment, local_rank: int | None = None) -
     """
     ranks = {
         "RANK": environment.global_rank(),
-        "LOCAL_RANK": environment.local_rank() if local_rank is None else local_rank,
+        _LOCAL_RANK: environment.local_rank() if local_rank is None else local_rank,
         "WORLD_SIZE": environment.world_size(),
         "MASTER_ADDR": environment.main_address,
         "MASTER_PORT": environment.main_port,
@@ -122,11 +125,57 @@ def start_engine(
     return engine
 
 
+def tell_rank_in_forward(engine: Any, local_rank: int) -> None:
+    """In the forward of an engine the environment says which process of its machine this is, if it does not anyway.
+
+    With stage 3 DeepSpeed reads it there, in the first steps. For good it cannot be said: a later run in this program
+    would take itself for one that was started by somebody else.
+    """
+    if _LOCAL_RANK in os.environ:
+        return
+    forward = engine.forward
+
+    def told(*args: Any, **kwargs: Any) -> Any:
+        with environment_variables({_LOCAL_RANK: str(local_rank)}):
+            return forward(*args, **kwargs)
+
+    engine.forward = told
+
+
 def stop_engine(engine: Any) -> None:
     """Take an engine's hooks off its module, so that another one can run it."""
     engine.destroy()
     engine.module_forward_pre_hook.remove()
     engine.module_forward_post_hook.remove()
+
+
+class Trained:
+    """What a strategy knows of engines that train: their optimizers, and the names of what these step, in their order.
+
+    Each engine keeps its own. Its optimizer it keeps weakly, so that one that nobody can step any more is told from one
+    that is trained: DeepSpeed's hooks keep engines alive that everybody has let go of.
+    """
+
+    _KEY = "_trained_by_strategy"
+
+    def __contains__(self, engine: object) -> bool:
+        return self._KEY in getattr(engine, "__dict__", ())
+
+    def __getitem__(self, engine: Any) -> tuple[EngineOptimizer, list[str]]:
+        optimizer, names = engine.__dict__[self._KEY]
+        return optimizer() or EngineOptimizer(engine), names
+
+    def add(self, engine: Any, optimizer: EngineOptimizer, names: list[str]) -> None:
+        """It trains."""
+        engine.__dict__[self._KEY] = weakref.ref(optimizer), names
+
+    def forget(self, engine: Any) -> None:
+        """It trains no more."""
+        engine.__dict__.pop(self._KEY, None)
+
+    def can_step(self, engine: Any) -> bool:
+        """Does anybody have its optimizer?"""
+        return engine in self and engine.__dict__[self._KEY][0]() is not None
 
 
 class EngineOptimizer(Optimizer):

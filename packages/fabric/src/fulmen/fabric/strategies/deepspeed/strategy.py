@@ -14,12 +14,13 @@ from fulmen.fabric.accelerators.base import Accelerator
 from fulmen.fabric.collectives.process_group import default_pg_timeout
 from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.precision.base import Precision
+from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.fabric.registry import Registry
 from fulmen.fabric.strategies.base import Strategy
-from fulmen.fabric.strategies.deepspeed_arguments import NAMES, DeepSpeedArguments, LossScaling, check_loss_scaling
-from fulmen.fabric.strategies.deepspeed_config import chosen
-from fulmen.fabric.strategies.deepspeed_engine import check_installed
-from fulmen.fabric.strategies.deepspeed_state import SavedEngineStrategy
+from fulmen.fabric.strategies.deepspeed.arguments import NAMES, DeepSpeedArguments, LossScaling, check_loss_scaling
+from fulmen.fabric.strategies.deepspeed.config import chosen
+from fulmen.fabric.strategies.deepspeed.engine import check_installed
+from fulmen.fabric.strategies.deepspeed.state import SavedEngineStrategy
 
 
 class DeepSpeedStrategy(SavedEngineStrategy):
@@ -158,8 +159,15 @@ class DeepSpeedStrategy(SavedEngineStrategy):
             min_loss_scale=min_loss_scale,
         )
         check_loss_scaling(scaling)
+        complete = chosen(arguments, config, os.environ.get(self.DEEPSPEED_ENV_VAR))
+        if zero_optimization and "zero_optimization" not in complete:
+            rank_zero_warn(
+                "The configuration of DeepSpeed has no section 'zero_optimization', so nothing is split, and every"
+                " process trains a replica. Write the section with the stage that you want, or with stage 0 if replicas"
+                " are meant; or pass zero_optimization=False."
+            )
         super().__init__(
-            config=chosen(arguments, config, os.environ.get(self.DEEPSPEED_ENV_VAR)),
+            config=complete,
             scaling=scaling,
             remote_device=remote_device,
             batch_size=logging_batch_size_per_gpu,

@@ -13,17 +13,18 @@ from fulmen.fabric.checkpoint_io.deepspeed_folder import DeepSpeedFolder
 from fulmen.fabric.checkpoint_io.sharded_names import is_deepspeed
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.strategies.base import Filter, check_keys, refuse_empty
-from fulmen.fabric.strategies.deepspeed_checkpoint import (
+from fulmen.fabric.strategies.deepspeed.engine import EngineOptimizer
+from fulmen.fabric.strategies.deepspeed.gradients import has_gradients
+from fulmen.fabric.strategies.deepspeed.loading import (
     OneFile,
     load_engine,
     load_untrained,
     load_weights,
     load_whole,
-    save_engine,
     whole_state,
 )
-from fulmen.fabric.strategies.deepspeed_engine import EngineOptimizer
-from fulmen.fabric.strategies.deepspeed_runs import EngineStrategy
+from fulmen.fabric.strategies.deepspeed.runs import EngineStrategy
+from fulmen.fabric.strategies.deepspeed.saving import save_engine
 from fulmen.fabric.types import PathLike
 
 
@@ -112,7 +113,10 @@ class SavedEngineStrategy(EngineStrategy, ABC):
         """Read a folder into an engine, optimizer and all, or into a module that is not trained; what is beside it."""
         if module in self._trained:
             # What was left out of the checkpoint cannot be asked for.
-            return load_engine(module, path, strict=strict and not self.exclude_frozen_parameters, trusted=trusted)
+            rest = load_engine(module, path, strict=strict and not self.exclude_frozen_parameters, trusted=trusted)
+            if has_gradients(module):
+                self._trained[module][0].note_backward()
+            return rest
         folder = DeepSpeedFolder(path, trusted=trusted)
         load_weights(self.users_module_in(module), folder.weights(), strict=strict)
         return folder.client_state()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,12 +13,15 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
+from fulmen.fabric.checkpoint_io.commit import FolderAside
+from fulmen.fabric.checkpoint_io.exchange import restore_replaced
 from fulmen.fabric.errors import CheckpointError, CheckpointNotFoundError
-from fulmen.fabric.filesystem import get_filesystem, is_dir
+from fulmen.fabric.filesystem import get_filesystem, is_dir, is_local, local_path
 from fulmen.fabric.optional_packages import require
 from fulmen.fabric.strategies.base import check_keys, refuse_empty
 from fulmen.fabric.types import PathLike, Stateful
 
+T = TypeVar("T")
 # In the file of each process, beside the keys of the state: how what it holds was split.
 _SPLIT = "shard_metadata"
 # Written last, and removed first: who finds it, finds all the others.
@@ -43,6 +46,12 @@ class Writer(Protocol):
     def barrier(self, name: str | None = None) -> None:
         """Wait until all processes are here."""
 
+    def gather_objects(self, obj: T) -> list[T]:
+        """The `obj` of every process."""
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """The `obj` of one process."""
+
     def all_gather(self, tensor: Tensor, group: Any | None = None, sync_grads: bool = False) -> Tensor:
         """The tensors of all processes, on a new first axis."""
 
@@ -63,28 +72,88 @@ def write_shards(
 ) -> None:
     """Write the folder `path`: each process its file, and then one that says that all are there.
 
+    A local folder is written aside, and takes its place when all of it is on the disk: what was there before is there
+    until then. On a remote storage it is incomplete from the first to the last file.
+
     Args:
         writer: Of this process.
-        path: The folder; if it is one of before, it is incomplete from the first to the last file.
+        path: The folder.
         state: What this process has.
         module: The wrapped one.
         one_by_one: Let the processes write one after the other.
         options: For the checkpoint IO.
+
+    Raises:
+        CheckpointError: On every process, if one of them fails.
     """
-    complete = os.path.join(os.fspath(path), _COMPLETE)
-    if writer.global_rank == 0:
-        with suppress(FileNotFoundError):
-            get_filesystem(path).rm_file(complete)
-    writer.barrier("before shards")
+    io, rank = writer.checkpoint_io, writer.global_rank
+    aside: FolderAside | None = None
+    with _Together(writer) as together, together.keeping():
+        if rank == 0:
+            aside = _begin(path)
+    place: str = writer.broadcast(os.fspath(path) if aside is None else aside.place)
     own = {**state, _SPLIT: _plain(module.get_shard_metadata())}
-    for turn in range(writer.world_size if one_by_one else 1):
-        if not one_by_one or turn == writer.global_rank:
-            writer.checkpoint_io.save_checkpoint(own, file_of(path, writer.global_rank, writer.world_size), options)
-        if one_by_one:
-            writer.barrier(f"shard {turn}")
-    writer.barrier("after shards")
-    if writer.global_rank == 0:
-        writer.checkpoint_io.save_checkpoint({"world_size": writer.world_size}, complete, options)
+    try:
+        with _Together(writer) as together:
+            for turn in range(writer.world_size if one_by_one else 1):
+                if not one_by_one or turn == rank:
+                    with together.keeping():
+                        io.save_checkpoint(own, file_of(place, rank, writer.world_size), options)
+                        io.wait()  # one that saves in the background
+                if one_by_one:
+                    writer.barrier(f"shard {turn}")
+        with _Together(writer) as together, together.keeping():
+            if rank == 0:
+                io.save_checkpoint({"world_size": writer.world_size}, os.path.join(place, _COMPLETE), options)
+                io.wait()
+                if aside is not None:
+                    aside.commit(set())
+    except BaseException:
+        if aside is not None:
+            aside.abandon()
+        raise
+
+
+def _begin(path: PathLike) -> FolderAside | None:
+    if is_local(path):
+        return FolderAside.begin(path)
+    with suppress(FileNotFoundError):
+        get_filesystem(path).rm_file(os.path.join(os.fspath(path), _COMPLETE))
+    return None
+
+
+class _Together:
+    """At its end all processes have done their part, or all of them raise: nobody waits for one that has failed."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._error: Exception | None = None
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Inside, an error is kept until the end."""
+        try:
+            yield
+        except Exception as error:
+            self._error = error
+
+    def __enter__(self) -> _Together:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            return
+        told = self._writer.gather_objects(
+            None if self._error is None else f"{type(self._error).__name__}: {self._error}"
+        )
+        if self._error is not None:
+            raise self._error
+        for rank, text in enumerate(told):
+            if text is not None:
+                raise CheckpointError(
+                    f"The checkpoint was not written, because process {rank} failed. It said: {text} Mend what stopped"
+                    " it, and save again; what was at the path before is unchanged."
+                )
 
 
 def read_shards(
@@ -102,6 +171,8 @@ def read_shards(
         CheckpointError: If it is not complete, or was written by another number of processes.
     """
     refuse_empty(path, state)
+    if is_local(path):
+        restore_replaced(os.path.abspath(local_path(path)))
     if not is_dir(path):
         raise CheckpointNotFoundError(
             f"There is no folder {os.fspath(path)!r}. XLAFSDPStrategy(state_dict_type='sharded') reads what it wrote, a"
