@@ -150,3 +150,31 @@ def test_the_classes_of_a_module_are_listed(tmp_path: Path, monkeypatch: pytest.
     assert is_subclass("listed.A", [Callback]) is True
     assert is_subclass("listed.B", [Callback]) is False
     assert is_defined("listed.C") is False
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+@pytest.mark.parametrize(
+    ("path", "defined", "fits"),
+    [
+        ("Missing.Thing", False, False),
+        ("Missing.deeper.Thing", False, False),
+        ("Outer.Inner", True, True),
+        ("Outer.Other", True, False),
+        ("Outer.Missing", False, False),
+        ("Heir.Inner", None, None),
+    ],
+)
+def test_a_class_inside_of_a_class_is_told_without_importing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_folder: bool, path: str, defined: bool | None, fits: bool | None
+) -> None:
+    module = f"inside_{next(counter)}"
+    file = tmp_path / (f"{module}/__init__.py" if is_folder else f"{module}.py")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(
+        "from fulmen.trainer import Callback\nclass Outer:\n    class Inner(Callback): pass\n"
+        "    class Other: pass\nclass Heir(Outer): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert is_defined(f"{module}.{path}") is defined
+    assert is_subclass(f"{module}.{path}", [Callback]) is fits
+    assert module not in sys.modules

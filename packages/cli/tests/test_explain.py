@@ -33,6 +33,7 @@ FILES = {
     "twice.yaml": "model: cliapp.Model\ntrainer:\n  max_epochs: 1\n  max_steps: 2\n  max_epochs: 3\n",
     "twice_in_list.yaml": "trainer:\n  callbacks:\n  - class_path: Timer\n"
     "    init_args: {verbose: true, verbose: false}\n",
+    "long.yaml": f"trainer:\n  max_epochs: {'1' * 5000}\n",
     "deep.yaml": f"model: {'[' * 3000}{']' * 3000}\n",
     "inside_itself.yaml": "model: &a\n  class_path: cliapp.Model\n  init_args: *a\n",
     "root.yaml": "fit:\n  model: cliapp.Model\n  trainer: {max_epoch: 3}\n",
@@ -90,6 +91,10 @@ CASES = [
     ("fit --config twice_in_list.yaml", ["trainer.callbacks.init_args.verbose stands twice", "in line 4."]),
     ("fit --config inside_itself.yaml", ["contains itself"]),
     ("fit --config deep.yaml", ["The config file deep.yaml is nested too deeply", "nothing was started"]),
+    ("fit --config long.yaml", ["The config file long.yaml has a number with more digits", "nothing was started"]),
+    (f"fit --model cliapp.Model --trainer.max_epochs={'1' * 5000}", ["--trainer.max_epochs is a number with more"]),
+    (f"fit --model cliapp.Model --trainer.max_epochs {'1' * 5000}", ["--trainer.max_epochs is a number with more"]),
+    ("fit --model cliapp.Model \t", ["was not expected", "no value is due"]),
     ("fit --model cliapp.Model --trainer.max_ep 3", ["Did you mean --trainer.max_epochs?"]),
     ("exampels", ["'exampels' is no subcommand", "Did you mean examples?"]),
     ("fit --config tag.yaml", ["'tag.yaml' has a tag", "line 1", "Tags build objects"]),
@@ -166,7 +171,7 @@ def test_a_mistake_is_explained(command: Callable[..., Any], arguments: str, wor
         pytest.importorskip("omegaconf")
     if "://" in arguments:
         pytest.importorskip("fsspec")
-    ended = command(*arguments.split())
+    ended = command(*(arguments.split(" ") if arguments else ()))
     assert ended.code == 2, ended.err
     check(ended.err, words)
 

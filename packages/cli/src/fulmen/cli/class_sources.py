@@ -44,8 +44,9 @@ def is_defined(class_path: str) -> bool | None:
         return name in vars(loaded) or (None if hasattr(loaded, "__getattr__") else False)
     source = _read(module)
     if source is None:
-        return None
-    return name in source.names or (None if source.is_open else False)
+        inside = _inside_class(module, name)
+        return None if inside is None else bool(inside.nodes)
+    return name in source.names or (None if source.may_have_more else False)
 
 
 def classes_in(module: str) -> list[str]:
@@ -85,10 +86,14 @@ class _Search:
             self.sources[module] = _read(module)
         source = self.sources[module]
         if source is None:
-            return None
-        nodes = source.names.get(name)
-        if nodes is None:
-            return None if source.is_open else False
+            inside = _inside_class(module, name)
+            if inside is None or not inside.nodes:
+                return None if inside is None else False
+            source, nodes = inside.source, inside.nodes
+        else:
+            nodes = source.names.get(name, [])
+        if not nodes:
+            return None if source.may_have_more else False
         found = [self._node_fits(source, node, depth) for node in nodes]
         if True in found:
             return True
@@ -176,13 +181,62 @@ class _Source:
         module: Its name.
         names: Each with all its definitions.
         is_open: May it have names that cannot be seen here?
+        is_folder: Is it a package? Its modules are names of it too, once they are imported.
         registers: Does it call `register` of something?
     """
 
     module: str
     names: dict[str, list[_Definition]] = field(default_factory=dict)
     is_open: bool = False
+    is_folder: bool = False
     registers: bool = False
+
+    @property
+    def may_have_more(self) -> bool:
+        """May it have names that are not in `names`?"""
+        return self.is_open or self.is_folder
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """What a class of a module defines.
+
+    Attributes:
+        source: That of the module; an empty one where there is none.
+        nodes: The classes inside the class that have the name.
+    """
+
+    source: _Source
+    nodes: list[_Definition]
+
+
+def _inside_class(module: str, name: str) -> _Inside | None:
+    """What `module.name` is where `module` is no module but a class of one; None if the sources do not tell.
+
+    Who asks Python imports all packages and modules above before hearing that there is nothing.
+    """
+    outer, _, owner = module.rpartition(".")
+    if not outer or has_module(module) or _loaded(outer) is not None:
+        return None
+    if not has_module(outer):  # nobody looks deeper than into a class
+        parts = outer.split(".")
+        is_somewhere = any(has_module(".".join(parts[:length])) for length in range(1, len(parts)))
+        return _Inside(_Source(outer), []) if is_somewhere else None
+    source = _read(outer)
+    if source is None:
+        return None
+    owners = source.names.get(owner, [])
+    if not owners:
+        return None if source.is_open else _Inside(source, [])
+    found: list[_Definition] = []
+    for node in owners:
+        if not isinstance(node, ast.ClassDef):
+            return None
+        inner = [one for one in node.body if isinstance(one, ast.ClassDef) and one.name == name]
+        if not inner and node.bases:  # it may have it from one of these
+            return None
+        found.extend(inner)
+    return _Inside(source, found)
 
 
 def _read(module: str) -> _Source | None:
@@ -200,8 +254,7 @@ def _read(module: str) -> _Source | None:
             if name in ("*", "__getattr__"):
                 source.is_open = True
             source.names.setdefault(name, []).append(definition)
-    # A folder has its modules as names, once they are imported.
-    source.is_open |= path.name == "__init__.py"
+    source.is_folder = path.name == "__init__.py"
     source.registers = any(isinstance(node, ast.Attribute) and node.attr == "register" for node in ast.walk(tree))
     return source
 

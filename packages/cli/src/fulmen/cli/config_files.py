@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -83,6 +84,7 @@ def key_set_twice(arguments: Sequence[str]) -> tuple[str, str, int, int] | None:
     Raises:
         RecursionError: With the path of a file that is nested deeper than Python can follow, or that names parts of
             itself by anchors so often that nobody could walk through it.
+        OverflowError: With the path of a file in which a number has more digits than Python reads.
     """
     import yaml
 
@@ -93,11 +95,21 @@ def key_set_twice(arguments: Sequence[str]) -> tuple[str, str, int, int] | None:
             found = _set_twice(root, (), set())
         except (OSError, ValueError, ImportError, yaml.YAMLError):  # told where the file is read
             continue
-        except RecursionError:
-            raise RecursionError(path) from None
+        except (RecursionError, OverflowError) as error:
+            raise type(error)(path) from None
         if found is not None:
             return path, *found
     return None
+
+
+def is_too_long_a_number(text: str) -> bool:
+    """Has it more digits than Python makes an int of?
+
+    >>> is_too_long_a_number("1" * 5000), is_too_long_a_number("-3_000")
+    (True, False)
+    """
+    most = sys.get_int_max_str_digits()
+    return 0 < most < len(text) and text.lstrip("+-").replace("_", "").isdecimal()
 
 
 def _check_extent(text: str) -> None:
@@ -116,6 +128,8 @@ def _check_extent(text: str) -> None:
             anchor, size = open_nodes.pop()
         elif isinstance(event, yaml.NodeEvent):
             is_alias = isinstance(event, yaml.AliasEvent)
+            if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and is_too_long_a_number(event.value):
+                raise OverflowError
             anchor, size = (None, sizes.get(str(event.anchor), 1)) if is_alias else (event.anchor, 1)
         else:
             continue

@@ -77,4 +77,4 @@ def _looked_at(trainer: Trainer) -> list[str]:
     versions = trainer.loggers[0].versions_dir if trainer.loggers else None
     if versions is not None:
         return [versions]
-    return folders_of(trainer.callbacks, root_dir=trainer.default_root_dir, loggers=trainer.loggers)[1:]
+    return folders_of(trainer.callbacks, root_dir=trainer.default_root_dir, loggers=trainer.loggers)

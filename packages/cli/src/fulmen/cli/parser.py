@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import torch
@@ -22,7 +23,7 @@ from jsonargparse.typing import class_from_function
 
 from fulmen.cli.allowed import check_classes, given_values
 from fulmen.cli.complaints import Complaint, Kind, RefusedValueError
-from fulmen.cli.config_files import has_reference, key_set_twice
+from fulmen.cli.config_files import has_reference, is_too_long_a_number, key_set_twice
 from fulmen.cli.environment import Setting, settings_in
 from fulmen.cli.explain import explain
 from fulmen.cli.help import help_text
@@ -46,6 +47,7 @@ from fulmen.trainer.trainer import Trainer
 
 ModuleT = TypeVar("ModuleT")
 
+_TOO_LONG = "a number with more digits than Python reads; in quotes it is a text"
 _PRINT_CONFIG = "--print_config"
 _INTERPOLATING = "omegaconf+"
 _FORMAT = "fulmen"  # our way of writing, in jsonargparse's table
@@ -312,6 +314,11 @@ class LightningArgumentParser(ArgumentParser):
             twice = key_set_twice(arguments)
         except RecursionError as error:
             self.error(f"The config file {error} is nested too deeply to be read, in itself or by its anchors", error)
+        except OverflowError as error:
+            self.error(f"The config file {error} has {_TOO_LONG}", error)
+        for option, value in pairwise(["", *(part for one in arguments for part in one.split("=", 1))]):
+            if is_too_long_a_number(value):
+                self.error(f"{option or 'An argument'} is {_TOO_LONG}")
         if twice is not None:
             path, key, *lines = twice
             again = Complaint(Kind.SET_TWICE, f"{key} is set twice", (key,), path, wanted=tuple(map(str, lines)))
