@@ -1,7 +1,7 @@
 """All that compares speed, in one go; and the page that shows it.
 
 Each part is a program beside this one and runs by itself, too. What it prints goes to the screen, and with `--write`
-into a file of JSON beside the page, from which the page's tables and its pictures are made anew.
+into a file of JSON beside the page, from which the page's tables and its picture are made anew.
 
     python benchmarks/everything.py
     python benchmarks/everything.py --parts peers,epoch_gap --write docs/performance.md
@@ -32,10 +32,10 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "slopes": ((), ("--pairs", "1", "--only", "idle")),
     "import_time": ((), ("--runs", "1")),
     "step_overhead": ((), ("--pairs", "1", "--steps", "20")),
-    "logged_keys": ((), ("--help",)),
+    "logged_keys": ((), ("--pairs", "1", "--steps", "20", "--only", "silent,ten")),
     "fsdp_overhead": ((), ("--rounds", "1", "--blocks", "1", "--steps", "1")),
     "callbacks_and_loggers": ((), ("--quick",)),
-    "memory_growth": ((), ("--help",)),
+    "memory_growth": ((), ("--steps", "400", "--epochs", "2")),
 }
 # Those that the page shows; the others are for who changes something.
 SHOWN = ("peers", "evaluation_overhead", "epoch_gap", "ddp_overhead", "slopes", "import_time")
@@ -74,12 +74,12 @@ def machine() -> str:
     date = time.strftime("%Y-%m-%d", time.gmtime())
     return (
         f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.release().partition('-')[0]},"
-        f" Python {platform.python_version()}; {date}; {busy} other programs computed when this began (the load)"
+        f" Python {platform.python_version()}; {date}; load {busy} when it began"
     )
 
 
 def write_page(page: Path, data: dict[str, Any]) -> None:
-    """Put what was printed between the marks of the page, and draw its pictures."""
+    """Put what was printed between the marks of the page, and draw its picture."""
     text = page.read_text()
     blocks = {name: found["printed"] for name, found in data["parts"].items()}
     blocks["machine"] = f"{data['machine']}."

@@ -1,4 +1,4 @@
-"""The pictures of docs/performance.md: training beside the plain loop, and where the time goes (flame graphs).
+"""The picture of docs/performance.md: training beside the plain loop.
 
 Colours are those of Okabe and Ito, which people who see few colours can tell apart; ours also have a hatch.
 

@@ -82,7 +82,9 @@ def test_ddp_overhead_prints_what_two_processes_cost_and_how_often_they_talk(don
 @runs("fsdp_overhead.py", "--steps", "1", "--blocks", "1", "--rounds", "1")
 def test_fsdp_overhead_prints_what_the_trainer_costs_and_how_often_it_talks(done):
     assert done.returncode == 0, done.stderr
-    for table in done.stdout.split("\n\n")[1::2]:
+    tables = done.stdout.split("\n\n")[1::2]
+    assert len(tables) == 2
+    for table in tables:
         again, *ours = rows(table)
         assert [row[0] for row in ours] == ["Fabric, strategy fsdp", "Trainer, strategy fsdp", "Trainer, a plan"]
         assert {row[8] for row in ours} == {"1.05"}

@@ -9,6 +9,7 @@ import torch
 
 from fulmen.cli.command import main
 from fulmen.cli.plan_command import trainer_arguments
+from fulmen.fabric.errors import ConfigurationError
 from fulmen.trainer import Trainer
 from fulmen.trainer.demos import BoringModel
 
@@ -90,3 +91,8 @@ def test_in_a_configuration_it_may_stay_and_a_checkpoint_says_how_the_model_is_m
 def test_devices_are_counted(devices: object, number: int) -> None:
     arguments, found = trainer_arguments({"devices": devices, "accelerator": "tpu"})
     assert (found, arguments["devices"], arguments["accelerator"]) == (number, number, "cpu")
+
+
+def test_a_strategy_that_cannot_be_forecast_is_refused_before_its_package_is_asked_for() -> None:
+    with pytest.raises(ConfigurationError, match=r"trainer\.strategy='deepspeed_stage_2'.* Plan with strategy='fsdp'"):
+        trainer_arguments({"strategy": "deepspeed_stage_2", "devices": 2})

@@ -3,13 +3,13 @@
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from fulmen.trainer.loggers.base import Logger
 from fulmen.trainer.trainer import Trainer
 
 # A busy machine is no reason to fail.
-settings.register_profile("fulmen", deadline=None)
+settings.register_profile("fulmen", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fulmen")
 
 

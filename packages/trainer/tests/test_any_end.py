@@ -198,6 +198,12 @@ class Stopwatch(Profiler):
     def stop(self, action_name: str) -> None:
         assert self.running.pop() == action_name
 
+    def summary(self) -> str:
+        self.turns.append("summary")
+        if self.fails:
+            raise Later("summary of the profiler")
+        return ""
+
     def teardown(self, stage: str | None) -> None:
         self.turns.append("teardown")
         if self.fails:
@@ -279,6 +285,7 @@ def torch_has_its_compiler() -> None:
 )
 @example(call=("fit", "validation_step"), kind=OwnError, precision="64-true", fails=(True,) * 7)
 @example(call=("fit", "teardown"), kind=OwnError, precision="32-true", fails=(True,) * 7)
+@example(call=("predict", "teardown"), kind=KeyboardInterrupt, precision="32-true", fails=(True,) * 7)
 @example(call=("fit", "teardown"), kind=SystemExit, precision="32-true", fails=(False,) * 7)
 @example(call=("fit", "on_validation_model_eval"), kind=OwnError, precision="32-true", fails=(False,) * 7)
 @example(call=("fit", "on_validation_model_train"), kind=OwnError, precision="32-true", fails=(False,) * 7)
@@ -313,7 +320,7 @@ def test_everybody_has_a_turn_and_the_first_error_is_seen(
     )
     with pytest.raises((kind, Later, SystemExit)) as caught:
         getattr(trainer, entry)(net, datamodule=data)
-    if place == "teardown" and fails[0]:
+    if place == "teardown" and fails[0] and kind is not KeyboardInterrupt:
         assert isinstance(caught.value, Later), "that one came first"
     elif kind is KeyboardInterrupt:
         assert isinstance(caught.value, SystemExit)
@@ -334,6 +341,19 @@ def test_everybody_has_a_turn_and_the_first_error_is_seen(
     assert trainer.interrupted
     assert trainer.state.stage is None
     assert surroundings(net) == before
+
+
+@pytest.mark.parametrize("entry", ["fit", "predict"])
+def test_a_profiler_that_fails_when_the_run_has_ended_fails_nothing(entry: str, quick: Any, caplog: Any) -> None:
+    profiler, logger = Stopwatch(fails=True), Finalized(fails=False)
+    trainer = quick(profiler=profiler, logger=logger, limit_train_batches=1, limit_val_batches=0)
+    getattr(trainer, entry)(Net("", None), datamodule=Data("", None))
+    assert trainer.state.finished
+    assert logger.turns == ["success"]
+    assert profiler.turns == ["summary", "teardown"]
+    for method in ("describe", "teardown"):
+        assert f"Stopwatch.{method} failed when the run had ended. The run stands as it is" in caplog.text
+    assert "summary of the profiler" in caplog.text
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

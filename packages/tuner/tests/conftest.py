@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -19,7 +19,7 @@ from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.trainer import Trainer
 
 # A busy machine is no failure.
-settings.register_profile("fulmen", deadline=None)
+settings.register_profile("fulmen", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fulmen")
 
 

@@ -73,6 +73,26 @@ def test_when_writing_fails_the_old_file_is_there_and_nothing_else(tmp_path: Pat
     assert os.listdir(tmp_path) == ["file.ckpt"]
 
 
+def test_what_cannot_be_removed_is_told_and_goes_with_the_next_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(b"old")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", refuse)
+        patched.setattr(os, "remove", refuse)
+        with pytest.raises(CheckpointError, match="was left, which the next") as caught:
+            commit(path, lambda file: None)
+    (left,) = set(os.listdir(tmp_path)) - {"a.ckpt"}
+    assert f"so only {left!r} was left" in str(caught.value)
+    assert path.read_bytes() == b"old"
+    commit(tmp_path / "b.ckpt", lambda file: None)
+    assert sorted(os.listdir(tmp_path)) == ["a.ckpt", "b.ckpt"]
+
+
 def test_a_link_is_replaced_and_what_it_points_to_is_kept(tmp_path: Path) -> None:
     (tmp_path / "best.ckpt").write_bytes(b"best")
     (tmp_path / "last.ckpt").symlink_to("best.ckpt")

@@ -269,6 +269,8 @@ def test_other_mistakes_are_warned_of():
     [
         ({"strategy": "dpp"}, "strategy='dpp'"),
         ({"strategy": DataParallelStrategy()}, "'DataParallelStrategy'.* cannot be forecast"),
+        ({"strategy": "deepspeed_stage_3"}, "'deepspeed_stage_3'.* Plan with strategy='fsdp'"),  # it needs no package
+        ({"strategy": "xla_fsdp"}, "'xla_fsdp'.* Plan with strategy='fsdp'"),
         ({"strategy": "single_device", "devices": 2}, "more devices than one"),
         ({"devices": 0}, "devices=0"),
         ({"num_nodes": True}, "num_nodes=True"),
@@ -282,6 +284,10 @@ def test_what_cannot_be_forecast_is_refused(arguments, words):
     with pytest.raises(ConfigurationError, match=words):
         make_forecast(nn.Linear(2, 2), **arguments)
     assert not dist.is_initialized()
+
+
+def test_one_xla_device_is_one_device():
+    assert make_forecast(nn.Linear(8, 8), strategy="single_xla").strategy == "SingleDeviceStrategy"
 
 
 def test_what_is_no_module_is_refused():

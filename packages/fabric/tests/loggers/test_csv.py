@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import resource
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -352,3 +353,52 @@ def test_rows_go_on_through_a_copy_of_a_logger_whose_file_is_open(tmp_path: Path
     copy.finalize("success")
     logger.finalize("success")
     assert table(written)[1:] == [["0", "0"], ["1", "1"], ["2", "2"]]
+
+
+@pytest.mark.parametrize("names", [["a"] * 6, ["a", "a", "b", "c", "c", "c"]])
+@pytest.mark.parametrize("removed_at", [1, 3, 6])
+def test_a_folder_that_is_removed_in_the_run_is_there_again_with_all_its_rows(
+    tmp_path: Path, names: list[str], removed_at: int
+) -> None:
+    logger = CSVLogger(tmp_path, version="v", flush_logs_every_n_steps=1)
+    for step, name in enumerate(names):
+        if step == removed_at:
+            shutil.rmtree(tmp_path)
+            with pytest.warns(UserWarning, match=r"metrics\.csv' was removed while .* Nothing of it is lost"):
+                logger.log_metrics({name: step}, step)
+        else:
+            logger.log_metrics({name: step}, step)
+    if removed_at == len(names):
+        shutil.rmtree(tmp_path)
+        with pytest.warns(UserWarning, match="Nothing of it is lost"):
+            logger.finalize("success")
+    logger.finalize("success")
+    rows = list(read_metrics(os.path.join(logger.log_dir, "metrics.csv")))
+    assert [row["step"] for row in rows] == [str(step) for step in range(len(names))]
+    assert [row[name] for row, name in zip(rows, names, strict=True)] == [row["step"] for row in rows]
+
+
+def test_a_folder_that_was_removed_after_the_run_begins_anew(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, version="v", flush_logs_every_n_steps=1)
+    logger.log_metrics({"a": 0}, 0)
+    logger.finalize("success")
+    shutil.rmtree(tmp_path)
+    logger.log_metrics({"a": 1}, 1)
+    logger.finalize("success")
+    assert table(Path(logger.log_dir, "metrics.csv")) == [["a", "step"], ["1", "1"]]
+
+
+def test_another_file_in_its_place_is_said_and_left_alone(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, version="v", flush_logs_every_n_steps=1)
+    logger.log_metrics({"a": 0}, 0)
+    other = Path(logger.log_dir, "metrics.csv")
+    other.unlink()
+    other.write_text("of somebody else")
+    with pytest.raises(FileExistsError, match="was replaced by another one"):
+        logger.log_metrics({"a": 1}, 1)
+    assert other.read_text() == "of somebody else"
+    other.unlink()
+    with pytest.warns(UserWarning, match="Nothing of it is lost"):
+        logger.log_metrics({"a": 1}, 1)
+    logger.finalize("success")
+    assert [row["a"] for row in read_metrics(str(other))] == ["0", "1"]

@@ -96,6 +96,22 @@ def test_without_a_time_to_wait_nothing_waits() -> None:
         assert sink.rows == list(range(number + 1))
 
 
+def test_where_no_thread_can_be_begun_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    sink = Sink()
+    held = HeldRows(sink.take, LONG_S, 1000)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Timer, "start", refuse)
+        held.add(0)
+    assert sink.rows == [0]
+    held.add(1)
+    assert sink.rows == [0]
+    held.write()
+    assert sink.rows == [0, 1]
+
+
 def test_nothing_is_kept_alive_by_it() -> None:
     sink = Sink()
     held = HeldRows(sink.take, LONG_S, 1000)

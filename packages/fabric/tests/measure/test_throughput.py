@@ -149,11 +149,19 @@ def test_a_monitor_knows_its_fabric_and_logs(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(("sharing", "number"), [({"num_replicas": 2, "rank": 0}, 2), (None, 8)])
-def test_processes_that_work_on_the_same_samples_count_once(sharing: dict[str, int] | None, number: int) -> None:
+def test_processes_that_work_on_the_same_samples_stand_for_one_device(
+    sharing: dict[str, int] | None, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(throughput, "get_available_flops", lambda *_: 100)
     precision = SimpleNamespace(compute_dtype=torch.float32)
     strategy = SimpleNamespace(precision=precision, distributed_sampler_kwargs=sharing)
-    monitor = ThroughputMonitor(SimpleNamespace(device=torch.device("cpu"), world_size=8, strategy=strategy))
-    assert monitor.world_size == number
+    fabric = SimpleNamespace(device=torch.device("cpu"), world_size=8, strategy=strategy)
+    monitor = ThroughputMonitor(fabric, window_size=2)
+    for batches in (1, 2):
+        monitor.update(time=float(batches), batches=batches, samples=4 * batches, flops=40)
+    found = monitor.compute()
+    assert (found["samples_per_sec"], found["flops_per_sec"]) == (4 * number, 40 * number)
+    assert found["device/mfu"] == 40 / (100 * 8 / number)
 
 
 @pytest.mark.usefixtures("_rank_one")

@@ -211,9 +211,33 @@ class BeginsWithTheBatch(Net):
         return self.blocks[2](torch.ones(3, 5, 4), 1) + other
 
 
+class Counted(nn.Module):
+    """As a metric of torchmetrics counts."""
+
+    _update_count: int
+
+    def __init__(self):
+        super().__init__()
+        self._update_count = 0
+
+    def forward(self, x):
+        self._update_count += 1
+
+
+class CountsFirst(Net):
+    def __init__(self):
+        super().__init__()
+        self.seen = Counted()
+
+    def forward(self, batch):
+        self.seen(batch["tokens"])
+        return super().forward(batch)
+
+
 @pytest.mark.parametrize(
     ("kind", "points", "says"),
     [
+        (CountsFirst, ["blocks.2"], r"CountsFirst updates the metric 'seen' before its last stage begins"),
         (Skips, ["blocks.2"], r"Skips uses in 'head' what another stage .* Pass it to 'blocks.2' as an argument"),
         (BorrowsWeights, ["blocks.2"], r"BorrowsWeights asked 'embed' for 'weight'.* it is in stage 0"),
         (AddsUpParameters, ["blocks.2"], r"asked 'embed' for 'parameters\(\)'"),

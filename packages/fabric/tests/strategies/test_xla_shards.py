@@ -9,7 +9,7 @@ import torch
 
 from fulmen.fabric.checkpoint_io.torch import TorchCheckpointIO
 from fulmen.fabric.errors import CheckpointError
-from fulmen.fabric.strategies.xla.shards import read_shards, write_shards
+from fulmen.fabric.strategies.xla.shards import read_shards, write_shards, write_whole
 
 
 class Wrapped:
@@ -92,6 +92,13 @@ def test_a_process_that_fails_leaves_what_was_there(tmp_path, rank, count, one_b
     assert f"process {rank} failed" in str(errors[1 - rank])
     assert [one["step"] for one in in_processes(reading(path))] == [1.0, 1.0]
     assert os.listdir(tmp_path) == ["shards"]
+
+
+def test_one_file_that_cannot_be_written_fails_every_process(tmp_path):
+    path = tmp_path / "whole.ckpt"
+    errors = in_processes(lambda process: write_whole(process, path, {"step": 1}, options=None), ios={0: Failing(0)})
+    assert isinstance(errors[0], OSError)
+    assert isinstance(errors[1], CheckpointError)
 
 
 def test_a_folder_that_lacks_its_end_is_not_read(tmp_path):

@@ -1,10 +1,12 @@
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from fulmen.fabric.errors import MisconfigurationException
 from fulmen.trainer.callbacks.throughput import ThroughputMonitor
 from fulmen.trainer.demos import BoringModel
+from fulmen.trainer.stages import Stage
 
 RATES = {"batches_per_sec", "flops_per_sec", "items_per_sec", "samples_per_sec"}
 TOTALS = {"batches", "lengths", "samples", "time"}
@@ -62,6 +64,14 @@ def test_flops_may_be_a_method_or_be_missing(quick, rows):
         rows.rows.clear()
         quick(callbacks=monitor(), logger=rows, limit_train_batches=3, log_every_n_steps=1).fit(module)
         assert any("train/device/flops_per_sec" in row for _, row in rows.rows) == has_flops
+
+
+def test_processes_that_work_on_the_same_batches_stand_for_one_device():
+    strategy = SimpleNamespace(data_share=(0, 2), world_size=8)  # each batch is of four processes
+    callback = monitor(available_flops=100)
+    callback.setup(SimpleNamespace(loggers=[1], strategy=strategy), Counted(), "fit")
+    throughput = callback._measured[Stage.TRAIN].throughput
+    assert (throughput.world_size, throughput.available_flops, callback.available_flops) == (2, 400, 100)
 
 
 def test_bad_arguments_are_answered_at_once(quick):

@@ -42,6 +42,7 @@ class Net(nn.Module):
         self.norm.running_mean.fill_(first)  # type: ignore[union-attr]
         self.register_buffer("same", torch.ones(3, dtype=torch.bfloat16))
         self.register_buffer("nothing", torch.zeros(0))
+        self.register_buffer("graph", torch.eye(2).to_sparse())
         self.register_buffer("passing", torch.tensor(second), persistent=False)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,19 @@ def test_hyperparameters_add_up(tmp_path):
     logger.log_hyperparams({"a": 1})
     logger.log_hyperparams({"b": 2})
     assert (tmp_path / "lightning_logs/version_0/hparams.yaml").read_text() == "a: 1\nb: 2\n"
+
+
+def test_a_folder_that_is_removed_is_there_again_with_both_files(tmp_path):
+    logger = CSVLogger(tmp_path, version="v", flush_logs_every_n_steps=1)
+    logger.log_hyperparams({"a": 1})
+    logger.log_metrics({"loss": 0.5}, 0)
+    shutil.rmtree(tmp_path)
+    with pytest.warns(UserWarning, match="Nothing of it is lost"):
+        logger.log_metrics({"loss": 0.25}, 1)
+    folder = Path(logger.log_dir)
+    assert (folder / "hparams.yaml").read_text() == "a: 1\n"
+    assert (folder / "metrics.csv").read_text().split() == ["loss,step", "0.5,0", "0.25,1"]
+    logger.finalize("success")
 
 
 def test_other_processes_write_nothing(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulmen.trainer.metrics.accumulator import ACCUMULATORS, wide_tensor
-from fulmen.trainer.metrics.merging import share_of
+from fulmen.trainer.metrics.merging import share_of, without_metrics
 
 CPU = torch.device("cpu")
 
@@ -48,3 +48,12 @@ def test_all_shares_together_are_the_whole(reduction, values, world_size):
 def test_who_was_not_there_begins_with_nothing_and_shows_the_same():
     states = [{**state_of("sum", [1]), "shown": {"callback": {"x": 1}}}]
     assert share_of(states, 1, 2) == {"entries": [], "shown": {"callback": {"x": 1}}}
+
+
+def test_metric_objects_may_begin_anew_beside_sums_that_go_on():
+    saved = {"call": {}, "metric": {"path": "seen", "state": {"value": torch.ones(())}, "updates": 3}}
+    state = {"entries": [saved, *state_of("sum", [1])["entries"]]}
+    metric, plain = without_metrics(state)["entries"]
+    assert metric["metric"]["state"] is None
+    assert plain is state["entries"][1]
+    assert saved["metric"]["state"] is not None

@@ -27,6 +27,18 @@ def test_an_action_ends_on_errors_too():
     assert profiler.heard == ["+a", "-a"]
 
 
+def test_an_error_is_not_hidden_by_one_of_the_profiler(caplog):
+    class Broken(Listing):
+        def stop(self, action_name):
+            raise RuntimeError("no stop")
+
+    with pytest.raises(ZeroDivisionError), Broken().profile("a"):
+        raise ZeroDivisionError
+    assert "no stop" in caplog.text
+    with pytest.raises(RuntimeError, match="no stop"), Broken().profile("a"):
+        pass
+
+
 def test_the_report_goes_to_the_file_that_was_asked_for(tmp_path):
     profiler = Listing(dirpath=tmp_path / "new", filename="report")
     profiler.setup("fit", local_rank=1, log_dir="/nowhere")

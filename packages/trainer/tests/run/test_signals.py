@@ -123,7 +123,7 @@ def test_outside_the_main_thread_nothing_is_caught_and_all_goes_on():
 
 
 def press():
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)  # the handler has run when this returns
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def loops(monkeypatch):
     """Signals of a loop that has begun, at a prompt that has Python's own handler; and a clock to be moved."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     clock = SimpleNamespace(now_s=100.0)
-    monkeypatch.setattr(module.time, "monotonic", lambda: clock.now_s)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
     signals = Signals()
     with contextlib.suppress(KeyboardInterrupt), signals.listening():
         signals.place = 3
@@ -159,17 +159,39 @@ def test_the_second_ctrl_c_ends_at_once_also_who_had_only_been_told_of_the_first
         press()
 
 
+@given(st.lists(st.floats(0.0, 0.35), max_size=4), st.floats(0.45, 1e6))
+def test_repeats_within_a_moment_are_one_press_and_the_next_one_ends_at_once(repeats_s, next_s):
+    clock = SimpleNamespace(now_s=100.0)
+    signals = Signals()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.MonkeyPatch.context() as patched, contextlib.suppress(KeyboardInterrupt), signals.listening():
+            patched.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+            signals.place = 3
+            for at_s in [0.0, *sorted(repeats_s)]:
+                clock.now_s = 100.0 + at_s
+                press()
+            assert signals.caught == signal.SIGINT
+            clock.now_s = 100.0 + next_s
+            with pytest.raises(KeyboardInterrupt):
+                press()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_forked_process_takes_the_handler_of_the_user_and_not_that_of_its_parent(loops):
     parent, _ = loops
     pid = os.fork()
     if pid == 0:
         signals = Signals()
         said = 1
-        with contextlib.suppress(KeyboardInterrupt), signals.listening():
-            signals.place = 3
-            press()
-            press()
-            said = 0 if signals.caught == signal.SIGINT and not parent.caught else 2
-        os._exit(said)
+        try:
+            with contextlib.suppress(KeyboardInterrupt), signals.listening():
+                signals.place = 3
+                press()
+                press()
+                said = 0 if signals.caught == signal.SIGINT and not parent.caught else 2
+        finally:
+            os._exit(said)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert not parent.caught

@@ -7,10 +7,12 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
+import torchmetrics
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fulmen.fabric.strategies.pipeline import Pipeline
+from fulmen.trainer.callbacks.pruning import ModelPruning
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.errors import ConfigurationError
@@ -35,6 +37,7 @@ class Net(LightningModule):
         self.start = nn.Linear(3, 6)
         self.body = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(4)))
         self.head = nn.Linear(6, 1)
+        self.count = torchmetrics.SumMetric()
         self.double()
 
     def forward(self, x):
@@ -45,6 +48,8 @@ class Net(LightningModule):
         self.log("loss", loss, on_step=True, on_epoch=True, sync_dist=True, prog_bar=True)
         # Of all micro-batches together, as of the batch.
         self.log_dict({"seen": len(batch[0]) * 1.0, "squares": batch[1].pow(2).sum()}, on_epoch=True, reduce_fx="sum")
+        self.count(float(len(batch[0])))  # each sample once, in whatever stage it is
+        self.log("count", self.count, on_step=False, on_epoch=True)
         self.log("largest", batch[0].max(), reduce_fx="max", on_epoch=True)
         return {"loss": loss, "size": len(batch[0]) * 1.0}
 
@@ -132,6 +137,13 @@ def run_all(folder, rank):
         seen[name] = fitted(folder, pipeline, save=folder / f"{name}.ckpt", one_file=name == "LoopedBFS")
     for name, saved in (("1F1B", "1F1B"), ("Interleaved1F1B", "1F1B"), ("1F1B", "LoopedBFS")):
         seen[name, saved] = fitted(folder, PIPELINES[name], ckpt_path=folder / f"{saved}.ckpt")
+    strategy = ModelParallelStrategy(pipeline=PIPELINES["1F1B"])
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    net = Net()
+    pruning = ModelPruning("l1_unstructured", [(net.start, "weight")])  # in the first stage
+    trainer = Trainer(accelerator="cpu", devices=PROCESSES, strategy=strategy, callbacks=[pruning], **quiet)
+    with pytest.raises(ConfigurationError, match="ModelPruning cannot prune Net, of which"):
+        trainer.fit(net, data())
     return seen
 
 
@@ -184,6 +196,7 @@ def test_it_goes_on_inside_an_epoch_on_the_same_and_on_other_pipelines(seen, nam
     assert_same_weights([one[name] for one in found], plain)
     for one in found:
         assert one[name]["steps"] == [4]
+        assert one[name]["logged"][-1]["count"] == plain["logged"][-1]["count"] == SAMPLES
         assert one[name]["logged"][-1]["loss_epoch"] == pytest.approx(plain["logged"][-1]["loss_epoch"], abs=1e-6)
 
 

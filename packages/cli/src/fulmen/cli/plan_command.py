@@ -66,7 +66,16 @@ def trainer_arguments(given: dict[str, Any]) -> tuple[dict[str, Any], int]:
 
     Args:
         given: The arguments of the configuration.
+
+    Raises:
+        ConfigurationError: If the strategy is of a kind that cannot be forecast: before what it needs is asked for.
     """
+    from fulmen.fabric.forecast.rehearse import check_kind
+    from fulmen.fabric.strategies.catalog import STRATEGY_REGISTRY
+
+    strategy = given.get("strategy")
+    if isinstance(strategy, str) and strategy in STRATEGY_REGISTRY:
+        check_kind(STRATEGY_REGISTRY[strategy].value, strategy, "lightning-cli plan --trainer.strategy={}")
     devices = given.get("devices", "auto")
     if isinstance(devices, list):
         number = len(devices)

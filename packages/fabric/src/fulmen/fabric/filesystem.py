@@ -5,6 +5,7 @@ Local paths go through `os`, and fsspec is loaded only for what has a protocol (
 
 from __future__ import annotations
 
+import atexit
 import errno
 import hashlib
 import os
@@ -31,6 +32,8 @@ _RENAMING_PROTOCOLS = ("sftp://", "ssh://", "ftp://", "smb://", "hdfs://", "webh
 THIS_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 # What is on its way to a remote path, in the folder for temporary files.
 UPLOAD_NAME = "fulmen-upload"
+# What this process has written aside and could not remove, as where permission was taken away meanwhile.
+_UNREMOVED: set[Path] = set()
 
 
 def is_local(path: PathLike) -> bool:
@@ -209,19 +212,37 @@ def _upload(file: Path, path: str) -> None:
 
 @contextmanager
 def _atomic_local(path: Path, mode: str, kwargs: dict[str, Any]) -> Iterator[IO[Any]]:
+    _remove_what_is_left()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
+    is_open = False
     try:
         with open(temporary, mode.replace("w", "x"), **kwargs) as file:
+            is_open = True
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        with suppress(OSError):
-            os.remove(temporary)
+        if is_open or os.path.lexists(temporary):
+            _UNREMOVED.add(temporary)
+        _remove_what_is_left()
         raise
     sync_dir(path.parent)
+
+
+@atexit.register
+def _remove_what_is_left() -> None:
+    for file in list(_UNREMOVED):
+        with suppress(OSError):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                os.remove(file)
+            _UNREMOVED.discard(file)
+
+
+def unremoved(folder: PathLike) -> list[Path]:
+    """What this process has written in `folder` for nothing and could not remove; the next write tries it again."""
+    return sorted(file for file in list(_UNREMOVED) if file.parent == Path(local_path(folder)))
 
 
 def temporary_beside(path: Path) -> Path:

@@ -23,7 +23,7 @@ from fulmen.trainer.core.loading import CLASS_PATH_KEY
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.errors import InterruptedBySignal, MisconfigurationException, StopRun
 from fulmen.trainer.hooks.table import Listener
-from fulmen.trainer.metrics.merging import share_of
+from fulmen.trainer.metrics.merging import share_of, without_metrics
 from fulmen.trainer.optimization.configure import offer_optimizers
 from fulmen.trainer.run.context import RunContext
 from fulmen.trainer.run.signals import end_on_ctrl_c, ending
@@ -183,7 +183,8 @@ def _set_up(context: RunContext, plan: Plan) -> None:
         own = restore.own_state(checkpoint)
         restore.restore_training(context, checkpoint, partial(_load_loops, plan, own))
         if own.get("metrics"):
-            metrics.load_state_dict(share_of(own["metrics"], *strategy.own_values))
+            shared = share_of(own["metrics"], *strategy.own_values)
+            metrics.load_state_dict(shared if strategy.updates_metrics else without_metrics(shared))
         checkpoint.clear()  # tensors that nobody needs any more
     strategy.barrier("run")
 
@@ -262,10 +263,24 @@ def _end(context: RunContext, plan: Plan, done: _Done) -> None:
     done.teardown = True
     _give_turns(_teardowns(context, plan))
     settle(context)  # callbacks may have saved or removed one
-    context.profiler.describe()
-    context.profiler.teardown(stage=plan.entry)
+    _report_times(context, plan)
     done.finalize = True
     context.metrics.outlets.finalize(context.metrics.loggers, "success")
+
+
+def _report_times(context: RunContext, plan: Plan) -> None:
+    """The report of the profiler; an error there is only said, since the run itself has ended well."""
+    profiler = context.profiler
+    for name, call in (("describe", profiler.describe), ("teardown", partial(profiler.teardown, stage=plan.entry))):
+        try:
+            call()
+        except Exception:
+            log.exception(
+                "%s.%s failed when the run had ended. The run stands as it is, since a profiler only watches it. Its"
+                " report may be missing: the traceback says why.",
+                type(profiler).__name__,
+                name,
+            )
 
 
 def _is_consequence(error: Exception, context: RunContext) -> bool:

@@ -32,6 +32,7 @@ from fulmen.fabric.filesystem import (
     remove,
     sync_dir,
     temporary_beside,
+    unremoved,
 )
 from fulmen.fabric.types import PathLike
 
@@ -202,9 +203,12 @@ def _storage_error(path: PathLike, num_bytes: int, cause: BaseException) -> Chec
             f"{_free_space(folder)}; nothing was left there, and what was at the path before is unchanged. Make room,"
             " set TMPDIR to a folder with room for one checkpoint, or pass a path that can be written to."
         )
+    folder = Path(local_path(path)).parent
+    names = ", ".join(repr(file.name) for file in unremoved(folder))
+    left = f"only {names} was left, which the next save removes if it may," if names else "nothing was left"
     return CheckpointError(
-        f"{happened}{_free_space(Path(local_path(path)).absolute().parent)}. It is written beside its place and moved"
-        " there when it is whole, so nothing was left and what was there before is unchanged. Make room, or pass a path"
+        f"{happened}{_free_space(folder.absolute())}. It is written beside its place and moved"
+        f" there when it is whole, so {left} and what was there before is unchanged. Make room, or pass a path"
         " that can be written to."
     )
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fulmen.fabric.checkpoint_io.exchange import restore_replaced
-from fulmen.fabric.checkpoint_io.temporaries import Temporary
+from fulmen.fabric.checkpoint_io.temporaries import SUFFIXES, Temporary
 from fulmen.fabric.filesystem import UPLOAD_NAME, is_local, list_dir, local_path
 from fulmen.fabric.types import PathLike
 
@@ -33,11 +33,12 @@ def clean_leftovers(folder: PathLike, older_than_s: float = 0.0) -> list[Path]:
         folder: Where checkpoints are written.
         older_than_s: Leave what was written to within so many seconds.
     """
-    for found in _abandoned(folder):
-        if found.is_replaced:
-            restore_replaced(os.fspath(found.path.absolute().with_name(found.target)))
+    abandoned = _abandoned(folder)
+    replaced = [found for found in abandoned if found.is_replaced]
+    for found in replaced:
+        restore_replaced(os.fspath(found.path.absolute().with_name(found.target)))
     removed = []
-    for found in _abandoned(folder):
+    for found in _abandoned(folder) if replaced else abandoned:
         with suppress(FileNotFoundError):
             if found.idle_s() < older_than_s:
                 continue
@@ -51,7 +52,7 @@ def clean_leftovers(folder: PathLike, older_than_s: float = 0.0) -> list[Path]:
 
 def _abandoned(folder: PathLike) -> list[Temporary]:
     place = Path(local_path(folder)) if is_local(folder) else Path(tempfile.gettempdir())
-    found = [Temporary.parse(place / name) for name in list_dir(place)]
+    found = [Temporary.parse(place / name) for name in list_dir(place) if name.endswith(SUFFIXES)]
     abandoned = []
     for temporary in found:
         if temporary is None or (not is_local(folder) and temporary.target != UPLOAD_NAME):

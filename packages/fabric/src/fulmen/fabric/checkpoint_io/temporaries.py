@@ -13,6 +13,8 @@ from fulmen.fabric.filesystem import THIS_HOST
 _TEMPORARY = re.compile(
     r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<host>[0-9a-f]{6})?[0-9a-f]{8}\.tmp(?P<old>\.old)?", re.DOTALL
 )
+# How their names end: a quick look where there are many others.
+SUFFIXES = (".tmp", ".tmp.old")
 # Whether a process of another machine runs cannot be asked; one that saves writes all the time.
 _OTHER_HOST_S = 3600.0
 # Clocks of file systems and processes differ a little.

@@ -35,6 +35,7 @@ from fulmen.fabric.trees import leaves
 Step = Callable[[Any, Any], Tensor]
 Optimizers = Callable[[Any], Optimizer | Iterable[Optimizer]]
 _CPU = torch.device("cpu")
+_KINDS = (DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy)
 _FIRST_BUCKET_BYTES, _BUCKET_BYTES = 2**20, 25 * 2**20  # of DistributedDataParallel, unless it is told otherwise
 
 
@@ -155,6 +156,26 @@ def _check(module: object, counts: Mapping[str, object]) -> None:
             )
 
 
+def check_kind(kind: object, name: str, flag: str = "make_forecast(strategy={})") -> None:
+    """Refuse a strategy that cannot be forecast.
+
+    Args:
+        kind: Its class.
+        name: What the user calls it.
+        flag: Where it was given, with `{}` in the place of the name.
+
+    Raises:
+        ConfigurationError: If it is one.
+    """
+    if isinstance(kind, type) and not issubclass(kind, _KINDS):
+        raise ConfigurationError(
+            f"{flag.format(repr(name))} is of a kind that cannot be forecast. What it splits is known only where it"
+            " runs. Plan with strategy='fsdp' in its place if it splits parameters, gradients and the state of"
+            " optimizers over processes, as stage 3 of ZeRO does, with 'ddp' if each process has all of them, or with"
+            " a ModelParallelStrategy."
+        )
+
+
 def _strategy(asked: str | Strategy, devices: int, num_nodes: int, registry: Registry[type[Strategy]]) -> Strategy:
     """A strategy of its own, told of machines that need not exist."""
     if isinstance(asked, Strategy):
@@ -163,18 +184,17 @@ def _strategy(asked: str | Strategy, devices: int, num_nodes: int, registry: Reg
         made = DDPStrategy() if devices * num_nodes > 1 else SingleDeviceStrategy()
     elif asked in registry:
         entry = registry[asked]
-        made = entry.value(**entry.preset)
+        check_kind(entry.value, asked)  # before it asks for what it needs to be made
+        if isinstance(entry.value, type) and issubclass(entry.value, SingleDeviceStrategy):
+            made = SingleDeviceStrategy(precision=entry.preset.get("precision"))  # one for an XLA device needs that
+        else:
+            made = entry.value(**entry.preset)
     else:
         raise ConfigurationError(
             f"make_forecast(strategy={asked!r}) names no strategy. Known names are"
             f" {', '.join(map(repr, ['auto', *registry.names()]))}. Pass one of them, or a Strategy object."
         )
-    if not isinstance(made, DDPStrategy | FSDPStrategy | ModelParallelStrategy | SingleDeviceStrategy):
-        raise ConfigurationError(
-            f"make_forecast(strategy={asked if isinstance(asked, str) else type(asked).__name__!r}) is of a kind that"
-            " cannot be forecast. What it splits is known only where it runs. Pass a single device, DDP, FSDP or"
-            " model-parallel strategy."
-        )
+    check_kind(type(made), asked if isinstance(asked, str) else type(asked).__name__)
     if isinstance(made, SingleDeviceStrategy):
         if devices * num_nodes > 1:
             raise ConfigurationError(
@@ -182,6 +202,7 @@ def _strategy(asked: str | Strategy, devices: int, num_nodes: int, registry: Reg
                 " than one. The others would have nothing to do. Pass another strategy, or devices=1 and num_nodes=1."
             )
         return SingleDeviceStrategy(precision=made.precision)
+    assert isinstance(made, ParallelStrategy), "all other kinds that can be forecast are"
     made.accelerator = CPUAccelerator()
     made.parallel_devices = [_CPU] * devices
     made.num_nodes = num_nodes

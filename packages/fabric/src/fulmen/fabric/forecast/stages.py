@@ -57,7 +57,8 @@ def stage_notes(module: Module, pipeline: Pipeline, size: int) -> list[str]:
         f"each process waits for {pipeline.bubble(size):.0%} of a step, with {pipeline.micro_batches} micro-batches and"
         f" stages that take as long.",
         f"parameters along the pipeline, before they are split over other axes: {shown}. Activations are not known:"
-        " they are those of a micro-batch, as often as it is under way.",
+        " they are those of a micro-batch, as often as it is under way. What stages exchange along other axes is not"
+        " counted.",
     ]
 
 

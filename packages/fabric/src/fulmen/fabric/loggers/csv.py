@@ -114,6 +114,8 @@ class MetricsFile:
     That may take a hundredth of the time that passes. Until it is due again, rows wait in `metrics.waiting.jsonl`
     beside the file, and so does what comes after them: a new name costs as little as a known one.
 
+    A local file that somebody removes in the middle of a run is written again, with a warning and all its rows.
+
     Args:
         log_dir: Its folder, which is made. A file of an earlier run there is removed, with a warning.
     """
@@ -164,6 +166,7 @@ class MetricsFile:
         Raises:
             OSError: If that fails. The rows are still held back, and the file is as it was.
         """
+        self._look_after_the_file()
         rows = self.metrics
         if not self._waiting.rows and (not rows or self._append(rows)):
             pass
@@ -175,12 +178,25 @@ class MetricsFile:
             self._first_step = int(rows[-1]["step"]) + 1
             self.metrics = []
 
+    def restored(self) -> None:
+        """Somebody had removed the folder, and it is there again: write what else belongs into it."""
+
     def close(self) -> None:
         """Nothing waits any more, and the file is let go of; the next row opens it again."""
         if self._waiting.rows:
             self._widen(self._waiting.rows)
         if self._file is not None:
             self._file.close()
+
+    def _look_after_the_file(self) -> None:
+        """If somebody has removed it, or its folder, it is made again."""
+        if self._file is None:
+            return
+        if self._file.restore():
+            self.restored()
+        elif not self._file.is_there:  # removed while it was closed, and nobody wrote it
+            make_dirs(self.log_dir)
+            self.metrics_keys = []
 
     def _append(self, rows: list[dict[str, Any]]) -> bool:
         """Write these at the end of the file, if it has their columns."""
@@ -217,7 +233,7 @@ class MetricsFile:
             writer.writerows(_cells(rows, columns))
         self.metrics_keys = columns
         if self._file is not None:
-            self._file.close()
+            self._file.reopen()
         with suppress(OSError):  # the table has the rows now; who reads both files sees that it has their columns
             self._waiting.clear()
         self._ration.spend(time.monotonic() - begun_s)

@@ -53,16 +53,12 @@ class HeldRows(Generic[R]):
             if self._fails:
                 self._write_all()
             self._rows.append(row)
-            if len(self._rows) >= self._max_rows or self._hold_s <= 0:
+            if len(self._rows) >= self._max_rows or self._hold_s <= 0 or not self._is_timed():
                 try:
                     self._write_all()
                 except Exception:
                     self._rows.pop()
                     raise
-            elif self._timer is None:
-                self._timer = threading.Timer(self._hold_s, self._when_due)
-                self._timer.daemon = True
-                self._timer.start()
 
     def write(self) -> None:
         """Write the rows now.
@@ -80,6 +76,18 @@ class HeldRows(Generic[R]):
         self._lock = threading.Lock()
         self._timer = None
         self._fails = False
+
+    def _is_timed(self) -> bool:
+        """Is there a thread that writes the rows when they are due? If not, it is begun, where it can be."""
+        if self._timer is None:
+            timer = threading.Timer(self._hold_s, self._when_due)
+            timer.daemon = True
+            try:
+                timer.start()
+            except RuntimeError:  # too many threads, or the process is about to end
+                return False
+            self._timer = timer
+        return True
 
     def _write_all(self) -> None:
         if self._timer is not None:

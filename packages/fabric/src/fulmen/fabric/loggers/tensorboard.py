@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -94,7 +95,7 @@ class TensorBoardLogger(VersionedLogger):
         self._held = self._holding()
 
     def _holding(self) -> HeldRows[_Row]:
-        return HeldRows(self._write_rows, self._kwargs["flush_secs"], self._kwargs["max_queue"] or _MAX_HELD)
+        return HeldRows(self._write_rows, self._kwargs["flush_secs"], self._kwargs["max_queue"] or sys.maxsize)
 
     @property
     def sub_dir(self) -> str | None:

@@ -166,6 +166,9 @@ class MeasuredRun(Protocol):
 class ThroughputMonitor(Throughput):
     """`Throughput` of a Fabric: knows its device and its processes, and logs. On ranks other than zero it does nothing.
 
+    Processes that split tensors, a sequence or stages among them work on the same batches. They stand for one device:
+    count whole batches, with all of their FLOPs; `available_flops` are what all of them can do.
+
     Args:
         fabric: Must be launched.
         kwargs: As for `Throughput`, but for `available_flops` and `world_size`, which come from the Fabric.
@@ -173,9 +176,10 @@ class ThroughputMonitor(Throughput):
 
     def __init__(self, fabric: MeasuredRun, **kwargs: Any) -> None:
         available_flops = get_available_flops(fabric.device, fabric.strategy.precision.compute_dtype)
-        # Processes that split tensors, or a sequence, work on the same samples.
         sharing = fabric.strategy.distributed_sampler_kwargs or {}
         world_size = int(sharing.get("num_replicas", fabric.world_size))
+        if available_flops is not None:
+            available_flops *= fabric.world_size // world_size
         super().__init__(available_flops=available_flops, world_size=world_size, **kwargs)
         self._fabric = fabric
         self.step = -1

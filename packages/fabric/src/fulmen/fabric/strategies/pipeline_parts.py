@@ -162,7 +162,7 @@ class StagedModule:
             value = container._parameters[name]
             ghost.requires_grad_(value is not None and value.requires_grad)
         run = _Run(stage=-1)
-        before = torch.get_rng_state()
+        before, counts = torch.get_rng_state(), self._updates_of_metrics()
         try:
             self._until_cut(run, call, {})
         finally:
@@ -181,7 +181,19 @@ class StagedModule:
                 " That code runs in every stage of a pipeline, and each would draw others. Draw them where batches are"
                 " made, or in a module of one stage."
             )
+        updated = next((name for name, count in self._updates_of_metrics().items() if count != counts[name]), None)
+        if updated is not None:
+            raise ConfigurationError(
+                f"A step of {type(self.module).__name__} updates the metric {updated!r} before its last stage begins."
+                " That code runs in every stage of a pipeline, and each would count. Update it with the output of"
+                " the module, or after that."
+            )
         return run.crossings
+
+    def _updates_of_metrics(self) -> dict[str, int]:
+        # Those of torchmetrics, which has no public name for it.
+        parts = [(name, vars(part).get("_update_count")) for name, part in self.module.named_modules()]
+        return {name: count for name, count in parts if isinstance(count, int)}
 
     def run(
         self,

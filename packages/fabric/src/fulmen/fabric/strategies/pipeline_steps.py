@@ -330,4 +330,8 @@ def _stage_class() -> Any:
             if not self._is_waiting():
                 super().perform_reduce_grad(grad_scale_factor)
 
+        def _post_metadata_inference_cleanup(self) -> None:
+            # Shapes are given, so nothing has run. torch would take away gradients, which are of batches before.
+            pass
+
     return Stage

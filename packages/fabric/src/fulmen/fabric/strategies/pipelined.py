@@ -110,7 +110,7 @@ class PipelinedStrategy(MeshStrategy, ABC):
     def holds(self, module: Module, name: str) -> bool:
         """Is this parameter or buffer of a module that was set up in this process, or a part of it?"""
         steps = self.steps_of(module)
-        return steps is None or steps.staged.holds(name)
+        return steps is None or steps.staged.holds(without_wrappers(name))
 
     def module_state(self, module: Module) -> dict[str, Any]:
         """The module's state dict as it is saved: what is here, or whole on rank 0 and empty elsewhere."""

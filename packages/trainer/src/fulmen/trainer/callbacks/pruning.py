@@ -219,6 +219,13 @@ class ModelPruning(Callback):
         """After a resume, masks are as they were; optimizers are made by now, and count parameters as without masks."""
         if not self._places:  # the layers came in configure_model
             self._choose(pl_module)
+        # The same in all processes, whichever has what is pruned: none waits for one that has failed.
+        if any(parameter.is_meta for parameter in pl_module.parameters()):
+            raise ConfigurationError(
+                f"ModelPruning cannot prune {type(pl_module).__name__}, of which {type(trainer.strategy).__name__} has"
+                " parameters in other processes. What is pruned is chosen among whole parameters. Use one device or"
+                " strategy='ddp'."
+            )
         for name, (layer, parameter_name) in self._places.items():
             if hasattr(parameter_of(layer, parameter_name), "device_mesh"):
                 raise ConfigurationError(

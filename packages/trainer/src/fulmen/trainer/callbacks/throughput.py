@@ -19,7 +19,8 @@ class ThroughputMonitor(Callback):
     """Log how many batches, samples, items and FLOPs per second a run makes: `train/device/samples_per_sec`, ...
 
     For FLOPs the module has an attribute `flops_per_batch`: an int, or a method without arguments.
-    Time spent in validation does not count as time of training.
+    Time spent in validation does not count as time of training. Processes that split tensors, a sequence or stages
+    among them work on the same batches, and stand for one device: FLOPs are those of the whole batch.
 
     Args:
         batch_size_fn: Samples in a batch.
@@ -53,7 +54,11 @@ class ThroughputMonitor(Callback):
         strategy = trainer.strategy
         if self.available_flops is None:
             self.available_flops = get_available_flops(strategy.root_device, strategy.precision_plugin.compute_dtype)
-        arguments = {**self.kwargs, "available_flops": self.available_flops, "world_size": strategy.data_share[1]}
+        num_shares = strategy.data_share[1]
+        available = self.available_flops
+        if available is not None:
+            available *= strategy.world_size // num_shares
+        arguments = {**self.kwargs, "available_flops": available, "world_size": num_shares}
         self._measured = {stage: _Measured(Throughput(**arguments)) for stage in _STAGES}
         self._restored = {}
 

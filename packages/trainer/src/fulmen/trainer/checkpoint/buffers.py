@@ -45,11 +45,12 @@ def put_back_buffers(run: RunContext, saved: Sequence[Mapping[str, Tensor]] | No
 
 
 def _saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Those that a state dict has, and that lie in this process as a whole."""
+    """Those that a state dict has, and that lie in this process as a whole; sparse ones are constants."""
     for prefix, layer in module.named_modules():
         passed_over: Any = layer._non_persistent_buffers_set
         for name, buffer in layer.named_buffers(prefix, recurse=False):
-            if name.rpartition(".")[2] not in passed_over and not (buffer.is_meta or is_dtensor(buffer)):
+            lies_here = buffer.layout is torch.strided and not (buffer.is_meta or is_dtensor(buffer))
+            if lies_here and name.rpartition(".")[2] not in passed_over:
                 yield name, buffer
 
 

@@ -264,6 +264,7 @@ def gather_offers(
     root_dir: PathLike,
     loggers: Sequence[Logger] = (),
     wants_best: bool = True,
+    wants_hpc: bool = True,
 ) -> Offers:
     """Look at the callbacks and the file system: what is there to choose from? No logger takes a version for it.
 
@@ -272,6 +273,7 @@ def gather_offers(
         root_dir: Where requeued jobs leave their checkpoints: the `default_root_dir`.
         loggers: Of the trainer: the first one says where runs are kept.
         wants_best: Look into the files of earlier runs for their best checkpoint, if this process has none yet?
+        wants_hpc: Look through `root_dir` for what requeued jobs left?
     """
     root = os.fspath(root_dir)
     best: list[str] = []
@@ -298,7 +300,7 @@ def gather_offers(
             left.add(callback.path_after_exception())
     left = {path for path in left if exists(path)}
     last.update({path: written_at(path) for path in left})
-    hpc = [join(root, name) for name in hpc_first(list_dir(root))]
+    hpc = [join(root, name) for name in hpc_first(list_dir(root))] if wants_hpc else []
     return Offers(
         best=tuple(best),
         next_best=tuple(next_best),
@@ -312,7 +314,7 @@ def gather_offers(
 
 def folders_of(callbacks: Iterable[object], *, root_dir: PathLike, loggers: Sequence[Logger] = ()) -> list[str]:
     """All folders in which the callbacks of this run, and those of earlier ones, keep checkpoints."""
-    folders = [os.fspath(root_dir)]
+    folders: list[str] = []
     for callback in callbacks:
         if isinstance(callback, RanksCheckpoints):
             folders += run_folders(callback, loggers, os.fspath(root_dir))

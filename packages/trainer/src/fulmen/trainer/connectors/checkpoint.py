@@ -32,13 +32,17 @@ def choose_checkpoint(
     call, fits = f"Trainer.{entry}", entry is EntryPoint.FIT
     word = None if asked is None else os.fspath(asked)
     model_given = model_given or trainer.lightning_module is None or trainer.checkpoint_callback is None
+    # The root may hold anything, thousands of files too: it is looked through only where a requeued job matters.
+    wants_hpc = requeue is not None or word in ("hpc", "auto")
     if fits and trainer.is_global_zero and not trainer.fast_dev_run:
-        clear_leftovers(folders_of(trainer.callbacks, root_dir=trainer.default_root_dir, loggers=trainer.loggers))
+        folders = folders_of(trainer.callbacks, root_dir=trainer.default_root_dir, loggers=trainer.loggers)
+        clear_leftovers([*folders, trainer.default_root_dir] if wants_hpc else folders)
     offers = gather_offers(
         trainer.callbacks,
         root_dir=trainer.default_root_dir,
         loggers=trainer.loggers,
         wants_best=word == "best" or (word is None and not fits and not model_given),
+        wants_hpc=wants_hpc,
     )
     requeued = requeue is not None and requeue.num_restarts > 0 and fits
     if requeue is not None and requeued:

@@ -29,6 +29,11 @@ class ExperimentWriter(MetricsFile):
         self.hparams.update(params)
         save_hparams_to_yaml(join(self.log_dir, self.NAME_HPARAMS_FILE), self.hparams)
 
+    def restored(self) -> None:
+        """Somebody had removed the folder: write the hyperparameters again too."""
+        if self.hparams:
+            self.log_hparams({})
+
 
 class CSVLogger(FolderLogger, FabricCSVLogger):
     """Writes `save_dir/name/version_N/metrics.csv` and `hparams.yaml`; needs no further package.

@@ -40,6 +40,15 @@ def share_of(states: Sequence[State], rank: int, num_shares: int) -> State:
     return {**mine[0], "entries": list(entries.values())}
 
 
+def without_metrics(state: State) -> State:
+    """The same for a process in which metric objects see no data: they begin anew, and join what others have."""
+    entries = [
+        {**entry, "metric": {**entry["metric"], "state": None}} if "metric" in entry else entry
+        for entry in state["entries"]
+    ]
+    return {**state, "entries": entries}
+
+
 def _joined(one: dict[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     if "accumulator" not in one or "accumulator" not in other:
         return one

@@ -216,6 +216,9 @@ def _state_of(metric: MetricObject) -> dict[str, Any]:
 
 
 def _restore_metric(metric: MetricObject, state: Mapping[str, Any]) -> None:
+    if state["state"] is None:
+        metric.reset()
+        return
     values = {
         name: [item.to(metric.device) for item in value] if isinstance(value, list) else value.to(metric.device)
         for name, value in state["state"].items()

@@ -1,5 +1,6 @@
 """Time an action: what all profilers answer, and the one that does nothing."""
 
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from typing import TextIO
 
 from fulmen.fabric.filesystem import check_writable, join, local_path, make_dirs
 from fulmen.fabric.rank_zero import rank_zero_info
+
+log = logging.getLogger(__name__)
 
 
 class Profiler(ABC):
@@ -40,8 +43,13 @@ class Profiler(ABC):
         self.start(action_name)
         try:
             yield action_name
-        finally:
-            self.stop(action_name)
+        except BaseException as error:
+            try:
+                self.stop(action_name)
+            except Exception:
+                log.exception("While %r ended on %r, %s.stop failed too:", action_name, error, type(self).__name__)
+            raise
+        self.stop(action_name)
 
     def summary(self) -> str:
         """What was measured, as text."""

@@ -68,7 +68,8 @@ class Signals:
 
         Raises:
             InterruptedBySignal: If one came too late for the loop to act on it.
-            KeyboardInterrupt: If that was Ctrl-C; also at the second one, and where no loop runs.
+            KeyboardInterrupt: If that was Ctrl-C; also at the second one, and where no loop runs. What repeats one
+                within 0.4 seconds is the same press.
         """
         listened = self._listens
         if not listened:  # else in a process of this run, which was started while the first one listened

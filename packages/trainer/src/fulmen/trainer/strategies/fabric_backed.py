@@ -107,6 +107,11 @@ class FabricBacked:
         """Among the processes that compute different values, which is this one, and how many are there?"""
         return self.data_share
 
+    @property
+    def updates_metrics(self) -> bool:
+        """Do metric objects see data in this process?"""
+        return True
+
     def gather_different(self, obj: T) -> list[T]:
         """`obj` of the processes that compute different values, in every process. Pickled: not for the hot path."""
         found = self.gather_objects(obj)

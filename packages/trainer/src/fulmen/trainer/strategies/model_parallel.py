@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import Module
 
+from fulmen.fabric.strategies.mesh_axes import PIPELINE
 from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy as FabricModelParallelStrategy
 from fulmen.fabric.strategies.pipeline import Pipeline, cut_module
 from fulmen.trainer.core.module import LightningModule
@@ -150,6 +151,12 @@ class ModelParallelStrategy(ShardedStrategy):
         """The place of this process along the axes of data, and how many places there are."""
         sizes = self._fabric_model_parallel.sizes
         return sizes.data_rank(self.global_rank), sizes.num_data
+
+    @property
+    def updates_metrics(self) -> bool:
+        """Is the last stage here, where steps end?"""
+        sizes = self._fabric_model_parallel.sizes
+        return sizes.coordinates(self.global_rank)[PIPELINE] == sizes.of(PIPELINE) - 1
 
     def part_of_sequence(self, batch: Any, axis: int = 1) -> Any:
         """What this process sees of a batch: of each tensor that has this axis, its part of it; the rest as it is.

@@ -152,7 +152,7 @@ class _Together:
             if text is not None:
                 raise CheckpointError(
                     f"The checkpoint was not written, because process {rank} failed. It said: {text} Mend what stopped"
-                    " it, and save again; what was at the path before is unchanged."
+                    " it, and save again; a local checkpoint that was at the path before is unchanged."
                 )
 
 
@@ -221,10 +221,14 @@ def gather_whole(writer: Writer, shards: Mapping[str, Tensor], module: Any) -> d
 
 
 def write_whole(writer: Writer, path: PathLike, state: dict[str, Any], *, options: Any) -> None:
-    """Write one file, from rank 0."""
-    if writer.global_rank == 0:
-        writer.checkpoint_io.save_checkpoint(state, path, options)
-    writer.barrier("after file")
+    """Write one file, from rank 0.
+
+    Raises:
+        CheckpointError: On every process, if it fails.
+    """
+    with _Together(writer) as together, together.keeping():
+        if writer.global_rank == 0:
+            writer.checkpoint_io.save_checkpoint(state, path, options)
 
 
 def _plain(value: Any) -> Any:
