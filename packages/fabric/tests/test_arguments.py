@@ -28,6 +28,7 @@ FACES = (fulmen.fabric, strategies, plugins, checkpoint_io, loggers, measure)
 # What a class needs at least; those that are not here need nothing.
 NEEDED: dict[str, dict[str, Any]] = {
     "ModelParallelStrategy": {"parallelize_fn": lambda module, mesh: module},
+    "Pipeline": {"split_points": ["blocks.1"], "micro_batches": 4},
     "FSDPPrecision": {"precision": "32-true"},
     "HalfPrecision": {"precision": "16-true"},
     "MixedPrecision": {"precision": "16-mixed", "device": "cpu"},
@@ -84,7 +85,7 @@ TAKEN: dict[str, dict[str, list[Any]]] = {
         "activation_checkpointing_policy": [None, []],
         "device_mesh": [None],
     },
-    "ModelParallelStrategy": {**BACKEND, "save_distributed_checkpoint": [True], "plan": [None]},
+    "ModelParallelStrategy": {**BACKEND, "save_distributed_checkpoint": [True], "plan": [None], "pipeline": [None]},
     "FSDPPrecision": {"scaler": [None], "device": [None]},
     "MixedPrecision": {"scaler": [None]},
     "SLURMEnvironment": {"auto_requeue": [True], "requeue_signal": [None]},

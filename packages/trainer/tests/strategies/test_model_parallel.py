@@ -126,9 +126,10 @@ def fitted(folder, sizes, *, save=None, ckpt_path=None, context=None):
         trainer.fit(module, data(size), data(size), ckpt_path=ckpt_path)
     else:
         trainer.fit(module, sequences(size), ckpt_path=ckpt_path)
+    after = [] if context else trainer.validate(module, data(size), verbose=False)
     state = module.state_dict()
     weights = {name: getattr(value, "full_tensor", value.clone)().detach().clone() for name, value in state.items()}
-    return {"weights": weights, "logged": watch.logged, "steps": watch.steps}
+    return {"weights": weights, "logged": watch.logged, "steps": watch.steps, "after": after}
 
 
 def run_all(folder, rank):
@@ -186,6 +187,7 @@ def test_every_mesh_trains_and_logs_as_one_process_does(seen, sizes):
             torch.testing.assert_close(one[sizes]["weights"][name], value, rtol=0, atol=1e-9)
         for logged, expected in zip(one[sizes]["logged"], plain["logged"], strict=True):
             assert logged == pytest.approx(expected, abs=1e-6)
+        assert one[sizes]["after"] == [pytest.approx(plain["after"][0], abs=1e-6)]  # split once, evaluated once more
     assert plain["logged"][0]["seen"] == SAMPLES
 
 

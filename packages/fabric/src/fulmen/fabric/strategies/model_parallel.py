@@ -22,7 +22,7 @@ from fulmen.fabric.launchers.base import Launcher
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.fabric.strategies.context_parallel import part_of_sequence
-from fulmen.fabric.strategies.known_here import NotesOnModulesHere
+from fulmen.fabric.strategies.known_here import ModulesKnownHere, NotesOnModulesHere
 from fulmen.fabric.strategies.materialize import reset_values, warn_without_values, without_memory
 from fulmen.fabric.strategies.mesh_axes import DATA, PIPELINE, REPLICATE, TENSOR, MeshSizes, Size, mesh_sizes
 from fulmen.fabric.strategies.pipeline import Pipeline
@@ -122,6 +122,7 @@ class ModelParallelStrategy(PipelinedStrategy):
         self._sizes: MeshSizes | None = None
         self._context_mesh: DeviceMesh | None = None
         self._steps = NotesOnModulesHere()
+        self._split_here = ModulesKnownHere()  # by the plan
 
     @property
     def pipeline(self) -> Pipeline | None:
@@ -253,7 +254,9 @@ class ModelParallelStrategy(PipelinedStrategy):
                 self._split_into_stages(module)
             return module
         if self._plan is not None:
-            split_by_plan(module, self._plan, self.device_mesh, self.root_device, self._context_mesh)
+            if module not in self._split_here:
+                split_by_plan(module, self._plan, self.device_mesh, self.root_device, self._context_mesh)
+                self._split_here.add(module)
             found = module
         else:
             found = self._split_by_function(module)
