@@ -196,7 +196,7 @@ class Sweep(Callback):
         """Note the loss, if a step was made."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
-            self._window.append(loss.detach().float())
+            self._window.append(loss.detach().float() * trainer.accumulate_grad_batches)  # callbacks hear it divided
         if trainer.global_step == self._num_steps:
             return  # gradients are still being accumulated
         used = self.rates[min(self._num_steps, len(self.rates) - 1)]

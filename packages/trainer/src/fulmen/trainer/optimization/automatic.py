@@ -42,7 +42,6 @@ class AutomaticOptimization:
         self._counts = counts
         self._skipped = False  # has a batch given no loss?
         self._num_batches = num_batches
-        self._divisor = 1  # of the loss, while gradients are accumulated
         self.gradients_wait = False  # for further batches, before there is a step?
         self._module = module
         self._name = type(module).__name__
@@ -90,20 +89,22 @@ class AutomaticOptimization:
         return self._output
 
     def outputs(self, output: Any) -> Outputs:
-        """What `on_train_batch_end` hears: the step's output, detached, as a dict; the loss as backward got it."""
+        """What `on_train_batch_end` hears, detached, as a dict; the loss is divided by `accumulate_grad_batches`."""
         if isinstance(output, Tensor):
             heard: Outputs = {"loss": output.detach()}
         elif isinstance(output, Mapping):
             heard = {key: value.detach() if isinstance(value, Tensor) else value for key, value in output.items()}
         else:
             return {}
-        if self._settings.accumulate_grad_batches != 1 and isinstance(heard.get("loss"), Tensor):
-            heard["loss"] = heard["loss"] / self._divisor
+        window = self._settings.accumulate_grad_batches
+        if window != 1 and isinstance(heard.get("loss"), Tensor):
+            # Of a short last window too, so that who watches the loss sees no jump there.
+            heard["loss"] = heard["loss"] / window
         return heard
 
     def _accumulated(self, batch: Any, index: int, window: int, *, is_last: bool) -> Any:
         place = index % window
-        divisor = self._divisor = int(min(window, self._num_batches - (index - place)))
+        divisor = int(min(window, self._num_batches - (index - place)))
         self.gradients_wait = not (place == window - 1 or is_last)
         if not self.gradients_wait:
             self._advance(batch, index, first=place == 0, divisor=divisor)
