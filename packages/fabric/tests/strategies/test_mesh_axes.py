@@ -33,6 +33,11 @@ def test_each_process_has_one_place_and_each_share_as_many_processes(mesh):
     assert [shares.count(share) for share in range(mesh.num_data)] == [alike] * mesh.num_data
     assert all(mesh.coordinates(rank)[PIPELINE] == mesh.of(PIPELINE) - 1 for rank in mesh.distinct_ranks())
     assert [shares[rank] for rank in mesh.distinct_ranks()] == list(range(mesh.num_data))
+    groups = mesh.groups_without_copies()
+    assert sorted(rank for group in groups for rank in group) == list(range(mesh.world_size))
+    for group in groups:
+        places = [(shares[rank], mesh.coordinates(rank)[PIPELINE]) for rank in group]
+        assert len(set(places)) == len(places) == mesh.num_data * mesh.of(PIPELINE)
     for rank in ranks:  # who sees the same data differs along the axes of tensors and of the pipeline alone
         place = mesh.coordinates(rank)
         first = rank - place[TENSOR] - place[PIPELINE] * mesh.world_size // mesh.of(PIPELINE)

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import SumMetric
 
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
@@ -31,6 +32,7 @@ class Net(LightningModule):
         torch.manual_seed(3)
         self.body = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4), nn.Tanh())
         self.head = nn.Linear(4, 1)
+        self.total = SumMetric()
         self.double()
 
     def training_step(self, batch, batch_idx):
@@ -42,6 +44,8 @@ class Net(LightningModule):
 
     def validation_step(self, batch, batch_idx):
         self.log("squares", batch[1].pow(2).sum(), sync_dist=True, reduce_fx="sum")
+        self.total(len(batch[0]))
+        self.log("total", self.total)
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=0.05)
@@ -189,6 +193,7 @@ def test_every_mesh_trains_and_logs_as_one_process_does(seen, sizes):
             assert logged == pytest.approx(expected, abs=1e-6)
         assert one[sizes]["after"] == [pytest.approx(plain["after"][0], abs=1e-6)]  # split once, evaluated once more
     assert plain["logged"][0]["seen"] == SAMPLES
+    assert plain["logged"][0]["total"] == SAMPLES  # a metric object's too
 
 
 @pytest.mark.parametrize("sizes", RESUMED, ids=str)

@@ -103,6 +103,13 @@ class MeshSizes:
         first = {self.data_rank(rank): rank for rank in reversed(ranks)}
         return [first[share] for share in range(self.num_data)]
 
+    def groups_without_copies(self) -> list[list[int]]:
+        """The processes in groups, each with one of those that compute the same values: there nothing counts twice."""
+        copies: dict[tuple[int, int], list[int]] = {}
+        for rank in range(self.world_size):
+            copies.setdefault((self.data_rank(rank), self.coordinates(rank)[PIPELINE]), []).append(rank)
+        return [sorted(group) for group in zip(*copies.values(), strict=True)]
+
     def crosses_machines(self, axis: str, num_processes: int) -> bool:
         """Are processes along an axis on several machines, with `num_processes` on each?"""
         if self.of(axis) == 1:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Literal, cast
 
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import Module
 
@@ -12,6 +13,7 @@ from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy as Fab
 from fulmen.fabric.strategies.pipeline import Pipeline, cut_module
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.errors import ConfigurationError
+from fulmen.trainer.metrics.scalars import is_metric
 from fulmen.trainer.signature import is_overridden
 from fulmen.trainer.strategies import in_stages
 from fulmen.trainer.strategies.half_summed import Gradients
@@ -66,6 +68,7 @@ class ModelParallelStrategy(ShardedStrategy):
     ) -> None:
         self._module_splits_itself = plan is None and pipeline is None
         self.derives_in_step = pipeline is not None
+        self._grouped_metrics: list[Any] = []
         self._adopt(
             FabricModelParallelStrategy(
                 configure_model if self._module_splits_itself else None,
@@ -122,6 +125,24 @@ class ModelParallelStrategy(ShardedStrategy):
             in_stages.check_module(model)
             if not is_overridden("configure_model", model, LightningModule):
                 cut_module(model, pipeline)
+
+    def setup_model(self, *, training: bool) -> None:
+        """Split the module. Metric objects in it gather what they have seen from processes with other samples only."""
+        super().setup_model(training=training)
+        groups = self._fabric_model_parallel.sizes.groups_without_copies()
+        metrics = [part for part in self._module().modules() if is_metric(part) and part.process_group is None]
+        if len(groups) > 1 and metrics:
+            group, _ = dist.new_subgroups_by_enumeration(groups)
+            for metric in metrics:
+                metric.process_group = group
+            self._grouped_metrics = metrics
+
+    def teardown(self) -> None:
+        """Let go of the run."""
+        super().teardown()
+        for metric in self._grouped_metrics:
+            metric.process_group = None
+        self._grouped_metrics = []
 
     @property
     def _exchanges_gradients(self) -> bool:
