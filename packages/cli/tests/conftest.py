@@ -1,7 +1,9 @@
 """What the tests of the command line share: a folder with a user's module, and calls of the command in this process."""
 
 import contextlib
+import gc
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from hypothesis import HealthCheck, settings
 # A busy machine is no failure.
 settings.register_profile("fulmen", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fulmen")
+# What is garbage at a fork is the parent's: a child that collects a store waits for its thread, which it does not have.
+os.register_at_fork(after_in_child=gc.freeze)
 
 APP = """
 from fulmen.trainer import Callback, LightningDataModule, LightningModule, Trainer

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +10,8 @@ from hypothesis import HealthCheck, settings
 # A busy machine is no failure.
 settings.register_profile("fulmen", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fulmen")
+# What is garbage at a fork is the parent's: a child that collects a store waits for its thread, which it does not have.
+os.register_at_fork(after_in_child=gc.freeze)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """A Trainer without anything that costs time, for tests of what happens inside."""
 
+import gc
+import os
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ from fulmen.trainer.trainer import Trainer
 # A busy machine is no reason to fail.
 settings.register_profile("fulmen", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fulmen")
+# What is garbage at a fork is the parent's: a child that collects a store waits for its thread, which it does not have.
+os.register_at_fork(after_in_child=gc.freeze)
 
 
 class Rows(Logger):

@@ -1,6 +1,7 @@
 """Small models, a memory of a known size, and a look at everything that a Trainer is."""
 
 import gc
+import os
 import random
 from collections import deque
 from pathlib import Path
@@ -21,6 +22,8 @@ from fulmen.trainer.trainer import Trainer
 # A busy machine is no failure.
 settings.register_profile("fulmen", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fulmen")
+# What is garbage at a fork is the parent's: a child that collects a store waits for its thread, which it does not have.
+os.register_at_fork(after_in_child=gc.freeze)
 
 
 @pytest.fixture(autouse=True, scope="session")

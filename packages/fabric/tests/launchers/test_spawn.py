@@ -149,6 +149,31 @@ def test_an_unknown_start_method_is_refused():
         SpawnLauncher(LightningEnvironment(), 2, start_method="thread")
 
 
+GARBAGE = """
+import gc, os, sys
+from fulmen.fabric.environments.default import LightningEnvironment
+from fulmen.fabric.launchers.spawn import SpawnLauncher
+
+class Circle:
+    def __init__(self):
+        self.me = self
+    def __del__(self):
+        os.write(1, f"collected by {os.getpid()}\\n".encode())
+
+gc.disable()
+Circle()
+SpawnLauncher(LightningEnvironment(), 1, start_method="fork").launch(gc.collect)
+os.write(1, f"I am {os.getpid()}\\n".encode())
+gc.collect()
+"""
+
+
+def test_garbage_of_the_parent_is_not_collected_by_a_fork():  # in a process of its own: conftest says the same to ours
+    done = subprocess.run([sys.executable, "-c", GARBAGE], capture_output=True, text=True, timeout=100, check=True)
+    me, collected = done.stdout.splitlines()
+    assert me.removeprefix("I am ") == collected.removeprefix("collected by ")
+
+
 def test_only_fork_is_for_notebooks():
     assert _forks().is_interactive_compatible
     assert not SpawnLauncher(LightningEnvironment(), 2).is_interactive_compatible

@@ -6,6 +6,7 @@ caller wants to have. What rank 0 returns, comes back.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import io
 import multiprocessing
@@ -291,9 +292,12 @@ def _work(
     rank_zero_only.rank = rank
     if before is not None:
         before.restore()
-    elif torch.get_num_threads() > 1:
-        # The threads of OpenMP did not survive the fork, and it would wait for them for ever.
-        torch.set_num_threads(1)
+    else:
+        # What was garbage at the fork is the parent's to collect. Threads did not survive it: a store would wait for
+        # its own for ever, and so would OpenMP in a parallel region.
+        gc.freeze()
+        if torch.get_num_threads() > 1:
+            torch.set_num_threads(1)
     try:
         todo: _Call = pickle.loads(call) if isinstance(call, bytes) else call
         result = todo.function(*todo.args, **todo.kwargs)
