@@ -137,12 +137,8 @@ def fitted(folder: Path, flags: dict[str, Any], parts: int, ckpt_path: str | Non
     return run, net
 
 
-def metrics(run: Trainer, parts: int = 1) -> dict[str, float]:
-    found = {name: float(value) for name, value in run.callback_metrics.items()}
-    if run.world_size > parts:
-        # Metric objects join the processes by themselves, and do not know that two of them saw the same.
-        found["count"] = found["count"] * parts / run.world_size
-    return found
+def metrics(run: Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in run.callback_metrics.items()}
 
 
 def run_case(folder: Path, case: str, name: str) -> dict[str, Any]:
@@ -160,10 +156,10 @@ def run_case(folder: Path, case: str, name: str) -> dict[str, Any]:
         enable_checkpointing=True,
         **options,
     )
-    found: dict[str, Any] = {"weights": whole(net), "fit": metrics(run, parts), "saved": sorted(os.listdir(here))}
+    found: dict[str, Any] = {"weights": whole(net), "fit": metrics(run), "saved": sorted(os.listdir(here))}
     if name == "plain":
         run.validate(net, data(UNEVEN, 1, 3), verbose=False)
-        found["uneven"] = metrics(run, parts)
+        found["uneven"] = metrics(run)
         found["predictions"] = len(run.predict(net, data(UNEVEN, 1, 3)))
     _, again = fitted(here, FLAGS[name], parts, ckpt_path=str(here / "epoch=0.ckpt"), strategy=make(), **options)
     found["resumed"] = whole(again)
