@@ -160,7 +160,13 @@ def trainer(folder: Path, devices: int, **flags: Any) -> Trainer:
     )
 
 
-LENGTHS = {"even": [12], "uneven": [11], "fewer than processes": [1], "several loaders": [5, 1, 8]}
+LENGTHS = {
+    "even": [12],
+    "uneven": [11],
+    "fewer than processes": [1],
+    "several loaders": [5, 1, 8],
+    "fewer in some": [1, 3, 1],
+}
 
 
 def evaluate(folder: Path, devices: int) -> dict[str, Any]:

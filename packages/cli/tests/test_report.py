@@ -49,7 +49,7 @@ def test_a_picture_that_fails_does_not_fail_the_run(tmp_path: Path, monkeypatch:
     def fail(_: str) -> str:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("fulmen.cli.report.plot_metrics", fail)
+    monkeypatch.setattr("fulmen.trainer.plots.plot_metrics", fail)
     trainer = fitted(default_root_dir=tmp_path)
     with pytest.warns(UserWarning, match="the disk is full"):
         assert "curves" not in report(trainer, curves=True)

@@ -10,7 +10,6 @@ from fulmen.fabric.filesystem import exists, is_local, join
 from fulmen.fabric.optional_packages import is_installed
 from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.trainer.callbacks.model_checkpoint import ModelCheckpoint
-from fulmen.trainer.plots import plot_metrics
 from fulmen.trainer.trainer import Trainer
 
 _METRICS = "metrics.csv"
@@ -57,6 +56,8 @@ def report(trainer: Trainer, *, curves: bool | None = None) -> str:
 def _draw(metrics: str, curves: bool | None) -> str | None:
     if curves is False or (curves is None and not is_installed("matplotlib")):
         return None
+    from fulmen.trainer.plots import plot_metrics
+
     try:
         return plot_metrics(metrics)
     except Exception as error:  # the run has ended well, and a picture must not change that

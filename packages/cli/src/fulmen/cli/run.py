@@ -13,7 +13,6 @@ from fulmen.cli import plan_command
 from fulmen.cli.cli import ArgsType, LightningCLI
 from fulmen.cli.config_files import import_folders
 from fulmen.cli.parser import LightningArgumentParser
-from fulmen.cli.report import report
 from fulmen.cli.subcommands import InstalledSubcommands, first_line
 from fulmen.fabric.errors import CheckpointError, MisconfigurationException
 from fulmen.fabric.optional_packages import require
@@ -96,6 +95,8 @@ class AnyModel(LightningCLI):
 
     def after_fit(self) -> None:
         """Say where the results are."""
+        from fulmen.cli.report import report
+
         text = report(self.trainer, curves=self._curves)
         if text:
             print(text)

@@ -17,7 +17,6 @@ from fulmen.trainer.rehearsal import rehearsing
 from fulmen.trainer.stages import EntryPoint, Stage
 from fulmen.trainer.trainer import Trainer
 from fulmen.tuner.attributes import TunedAttribute, find_attribute
-from fulmen.tuner.batch_size_plot import draw_trials
 from fulmen.tuner.batch_size_search import BatchSizeSearch
 
 if TYPE_CHECKING:
@@ -143,6 +142,8 @@ class BatchSizeTrials:
         Raises:
             MissingPackageError: If matplotlib is not installed.
         """
+        from fulmen.tuner.batch_size_plot import draw_trials
+
         sizes, fits = self.results["batch_size"], self.results["fits"]
         return draw_trials(sizes, fits, self.suggestion() if suggest else None, show=show, ax=ax)
 

@@ -17,7 +17,6 @@ from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.errors import StopRun
 from fulmen.trainer.rehearsal import rehearsing
 from fulmen.trainer.trainer import Trainer
-from fulmen.tuner.lr_plot import draw_sweep
 from fulmen.tuner.lr_suggestion import WIDTH, Smoother, has_diverged, smoothed, steepest_descent, swept_rates
 
 if TYPE_CHECKING:
@@ -136,6 +135,8 @@ class LRFinder:
         Raises:
             MissingPackageError: If matplotlib is not installed.
         """
+        from fulmen.tuner.lr_plot import draw_sweep
+
         index = self._suggested() if suggest else None
         return draw_sweep(self.results, index, is_linear=self.mode == "linear", show=show, ax=ax)
 

@@ -18,7 +18,6 @@ from fulmen.fabric.data.one_pass import Pass
 from fulmen.fabric.data.parts import is_sharded, keeps_state, loader_parts
 from fulmen.fabric.data.position import Position
 from fulmen.fabric.data.samplers import PositionedBatches, ShardedSampler
-from fulmen.fabric.data.worker_queues import keep_queues
 from fulmen.fabric.data.worker_seeds import BatchSeeds, Givers, SeededRequests, Seeds, StreamSeeds, seed_of_batch
 from fulmen.fabric.seeding import derive_seed
 
@@ -141,7 +140,10 @@ class LoaderView:
             batches = iter(loader)
         finally:
             attributes.update(kept)
-        keep_queues(batches)
+        if this.num_workers:
+            from fulmen.fabric.data.worker_queues import keep_queues
+
+            keep_queues(batches)
         return batches if this.givers is None else this.givers.note(batches, self._giver)
 
     def _seeds(self, this: Pass, seed: int) -> Seeds:

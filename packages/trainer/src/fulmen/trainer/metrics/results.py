@@ -154,6 +154,9 @@ class Entry:
         """Ask the metric object for the epoch's value. It may talk to the other processes."""
         if self.metric is None or not self.call.on_epoch:
             return
+        if self.call.dataloader_idx is not None:
+            # Never from its cache: where one process asks anew, for what another loader left, all have to.
+            self.metric._computed = None
         if self.kept is None:
             self.final = metric_result(self.plain_name, self.metric.compute())
             return
@@ -165,10 +168,7 @@ class Entry:
     def keep_metric(self) -> None:
         """The loader that logs it has ended: what the metric object gathers from now on is of other loaders."""
         if self.metric is not None and self.kept is None:
-            state = _state_of(self.metric)
-            # Tensors may be added to in place; lists get new items.
-            values = {name: list(one) if isinstance(one, list) else one.clone() for name, one in state["state"].items()}
-            self.kept = {**state, "state": values}
+            self.kept = _copy_of(self.metric)
 
     def state_dict(self, metric_path: str | None) -> dict[str, Any]:
         """What the rest of the epoch needs, as plain data; `metric_path` says where the metric object is."""
@@ -213,6 +213,13 @@ def _plain(value: Any) -> Any:
 
 def _state_of(metric: MetricObject) -> dict[str, Any]:
     return {"state": dict(metric.metric_state), "updates": metric._update_count}
+
+
+def _copy_of(metric: MetricObject) -> dict[str, Any]:
+    state = _state_of(metric)
+    # Tensors may be added to in place; lists get new items, and are emptied.
+    values = {name: list(one) if isinstance(one, list) else one.clone() for name, one in state["state"].items()}
+    return {**state, "state": values}
 
 
 def _restore_metric(metric: MetricObject, state: Mapping[str, Any]) -> None:
@@ -280,6 +287,28 @@ class Results:
         self.entries.append(entry)
         if entry.on_step:
             self.stepping.append(entry)
+
+    def learn_metric(self, entry: Entry, metric: MetricObject) -> None:
+        """Other processes log `metric` in `entry`; this one saw no batch of its loader, and has what came before it."""
+        entry.metric = metric
+        loader = entry.call.dataloader_idx
+        if loader is None:
+            return
+        states = {
+            one.call.dataloader_idx: one.kept
+            for one in self.entries
+            if one.metric is metric and one.call.dataloader_idx is not None
+        }
+        if all(seen < loader for seen in states):
+            return  # no later one has added to it
+        earlier = [seen for seen in states if seen < loader]
+        if earlier:
+            entry.kept = states[max(earlier)]
+            return
+        now = _copy_of(metric)
+        metric.reset()
+        entry.kept = _copy_of(metric)
+        _put_state(metric, now)
 
     def twins(self, call: LogCall) -> Iterator[LogCall]:
         """Calls of the same name in the same hook for other loaders."""

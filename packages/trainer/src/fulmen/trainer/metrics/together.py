@@ -184,7 +184,7 @@ class Together:
         entry.final = told.plain
         if told.metric_path is not None and self._module is not None:
             found: Any = self._module.get_submodule(told.metric_path)
-            entry.metric = found
+            results.learn_metric(entry, found)
         if entry.accumulator is not None and told.double:
             entry.accumulator.dtype = torch.float64
         results.add(entry)
