@@ -13,26 +13,26 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
-import itertools
+import logging
 import math
 import os
 import platform
 import statistics
-import time
+import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from peer_work import WORKS, Work
-from step_overhead import BATCH_SIZE, MIN_PAIRS, NUM_FEATURES, Cost, Pair
+from step_overhead import BATCH_SIZE, MIN_PAIRS, NUM_FEATURES, Pair, Rows, terminal, trainer_flags
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from turns import NUM_WARM_UP_BLOCKS, Loop, Plan, Round, Runner, Turns, in_turns
 
 from fulmen.fabric import Fabric
 
@@ -41,24 +41,7 @@ NUM_WARM_UP_STEPS = 25
 NUM_COUNTED_STEPS = 10
 TARGET = 1.05
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How much is measured: steps of a block, pairs of blocks of a round, rounds."""
-
-    num_rounds: int
-    num_blocks: int
-    num_steps: int
-
-
-@dataclass(frozen=True, slots=True)
-class Loop:
-    """A loop, ready to run: what it reads, and what it does with each batch."""
-
-    batches: Iterable[Any]
-    step: Callable[[Any], None]
-    model: nn.Module
+NUMS_KEYS = (0, 1, 10, 100)
 
 
 def make_by_hand(fabric: Fabric, work: Work, num_steps: int) -> Loop:
@@ -93,56 +76,62 @@ def make_with_fabric(fabric: Fabric, work: Work, num_steps: int) -> Loop:
     return Loop(loader, step, plain)
 
 
+@functools.cache
+def module_class() -> type[Any]:
+    """A job for the Trainer, which logs its loss if it is told how."""
+    from fulmen.trainer import LightningModule
+
+    class Does(LightningModule):
+        def __init__(self, work: Work, options: dict[str, Any] | None) -> None:
+            super().__init__()
+            self.model, self.work, self.options = work.model(), work, options
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loss = self.work.loss_of(self.model, batch)
+            if self.options is not None:
+                self.log("loss", loss, **self.options)
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return self.work.optimizer(self)
+
+    return Does
+
+
+def run_trainer(setting: str, work: Work, dataset: Dataset[Any]) -> nn.Module:
+    """An epoch of `Trainer.fit` in a setting of step_overhead.py."""
+    from fulmen.trainer import Trainer
+
+    options = None if setting == "off" else {"on_step": True, "on_epoch": True, "prog_bar": True}
+    module = module_class()(work, options)
+    with tempfile.TemporaryDirectory(prefix="ddp_overhead_") as folder:
+        flags = trainer_flags("fulmen.trainer", setting, folder)
+        trainer = Trainer(max_epochs=1, accelerator="cpu", devices=NUM_PROCESSES, strategy="ddp", **flags)
+        with terminal():
+            trainer.fit(module, DataLoader(dataset, batch_size=work.batch_size))
+    model: nn.Module = module.model
+    return model
+
+
 Make = Callable[[Fabric, Work, int], Loop]
+Fit = Callable[[Work, Dataset[Any]], nn.Module]
 SUBJECTS: dict[str, Make] = {
     "hand-written DDP again": make_by_hand,  # shows the noise
     "Fabric, strategy ddp": make_with_fabric,
 }
-
-
-class Runner:
-    """A loop under way: it makes as many steps as it is told to, and is held in between."""
-
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
-        began = time.process_time()
-        self._batches = iter(loop.batches)
-        loop.step(next(self._batches))
-        self.first_step_s = time.process_time() - began  # of CPU: with it, the loader's work for the epoch
-
-    def block(self, num_steps: int) -> Cost:
-        """So many steps, from when both processes are ready."""
-        step, batches = self._loop.step, self._batches
-        dist.barrier()
-        began_wall, began_cpu = time.perf_counter(), time.process_time()
-        for batch in itertools.islice(batches, num_steps):
-            step(batch)
-        return Cost(time.perf_counter() - began_wall, time.process_time() - began_cpu)
-
-    def weights(self) -> Tensor:
-        """What it has come to."""
-        return torch.cat([parameter.detach().flatten() for parameter in self._loop.model.parameters()])
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """What a hand-written loop and another one cost, both made anew, block by block in turns."""
-
-    pairs: list[Pair]
-    first_steps_s: tuple[float, float] | None = None
-
-    def ratio(self, clock: str) -> float:
-        """The median of the ratios of neighbouring blocks, by "wall_s" or "cpu_s"."""
-        ratios: list[float] = [getattr(other, clock) / getattr(by_hand, clock) for by_hand, other in self.pairs]
-        return statistics.median(ratios)
+FITS: dict[str, Fit] = {
+    "Trainer, strategy ddp, all off": functools.partial(run_trainer, "off"),
+    "Trainer, strategy ddp, defaults": functools.partial(run_trainer, "defaults"),
+}
 
 
 def run_round(make: Make, fabric: Fabric, work: Work, plan: Plan, *, turn: int) -> Round:
     """Both loops side by side in these processes, and see that they did the same."""
-    num_steps = 1 + NUM_WARM_UP_STEPS + plan.num_blocks * plan.num_steps
+    num_warm_up = min(NUM_WARM_UP_STEPS, NUM_WARM_UP_BLOCKS * plan.num_steps)
+    num_steps = 1 + num_warm_up + plan.num_blocks * plan.num_steps
     by_hand, other = (Runner(maker(fabric, work, num_steps)) for maker in (make_by_hand, make))
     for runner in (by_hand, other):
-        runner.block(NUM_WARM_UP_STEPS)
+        runner.block(num_warm_up)
     gc.collect()
     gc.freeze()
     pairs: list[Pair] = []
@@ -155,12 +144,31 @@ def run_round(make: Make, fabric: Fabric, work: Work, plan: Plan, *, turn: int) 
             cost = other.block(plan.num_steps)
             pairs.append((by_hand.block(plan.num_steps), cost))
     gc.unfreeze()
-    if not torch.equal(by_hand.weights(), other.weights()):
+    check_same(by_hand.weights(), other.weights())
+    return Round(pairs, (by_hand.first_step_s, other.first_step_s))
+
+
+def run_round_of_fit(fit: Fit, fabric: Fabric, work: Work, plan: Plan) -> Round:
+    """A fit and the loop by hand in turns, and see that they did the same."""
+    num_steps = (plan.num_blocks + NUM_WARM_UP_BLOCKS + 2) * plan.num_steps
+    by_hand = Runner(make_by_hand(fabric, work, num_steps))
+    dataset = work.loader(num_steps * NUM_PROCESSES).dataset
+    models: list[nn.Module] = []
+    block = plan.num_steps * work.batch_size
+    pairs = in_turns(
+        by_hand, plan.num_steps, lambda take_turn: models.append(fit(work, Turns(dataset, block, take_turn)))
+    )
+    check_same(by_hand.weights(), torch.cat([parameter.detach().flatten() for parameter in models[0].parameters()]))
+    return Round(pairs)
+
+
+def check_same(by_hand: Tensor, other: Tensor) -> None:
+    """See that both loops have come to the same weights."""
+    if not torch.equal(by_hand, other):
         raise RuntimeError(
-            f"{make.__name__} came to other weights than the hand-written loop. It did other work, so its time says"
+            "A loop came to other weights than the hand-written one beside it. It did other work, so its time says"
             " nothing. Find out which step differs before measuring it."
         )
-    return Round(pairs, (by_hand.first_step_s, other.first_step_s))
 
 
 def count_collectives(loop: Loop) -> dict[str, float]:
@@ -171,6 +179,24 @@ def count_collectives(loop: Loop) -> dict[str, float]:
     with silence(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         for _ in range(NUM_COUNTED_STEPS):
             loop.step(next(batches))
+    return collectives_of(profiler, NUM_COUNTED_STEPS)
+
+
+def count_collectives_of_fit(fit: Fit, work: Work) -> dict[str, float]:
+    """The collectives of one step of a fit."""
+    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+    turns: list[int] = []
+
+    def take_turn() -> None:
+        turns.append(1)
+        if len(turns) == 2:
+            profiler.start()
+        elif len(turns) == 3:
+            profiler.stop()
+
+    dataset = work.loader(3 * NUM_COUNTED_STEPS * NUM_PROCESSES).dataset
+    with silence():
+        fit(work, Turns(dataset, NUM_COUNTED_STEPS * work.batch_size, take_turn))
     return collectives_of(profiler, NUM_COUNTED_STEPS)
 
 
@@ -195,11 +221,13 @@ def silence() -> Iterator[None]:
         os.close(nowhere)
 
 
-def measure(fabric: Fabric, works: Sequence[Work], plan: Plan) -> dict[str, dict[str, Any]]:
+def measure(fabric: Fabric, works: Sequence[Work], plan: Plan) -> dict[str, Any]:
     """Each job's rounds of all subjects, and what they ask of the other process; runs in each process."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    return {work.key: measure_work(fabric, work, plan_of(work, plan)) for work in works}
+    logging.disable(logging.INFO)  # how each of the many fits ended
+    found = {work.key: measure_work(fabric, work, plan_of(work, plan)) for work in works}
+    return {"works": found, "ends": {num_keys: count_epoch_end(num_keys) for num_keys in NUMS_KEYS}}
 
 
 def measure_work(fabric: Fabric, work: Work, plan: Plan) -> dict[str, tuple[list[Round], dict[str, float]]]:
@@ -208,10 +236,68 @@ def measure_work(fabric: Fabric, work: Work, plan: Plan) -> dict[str, tuple[list
     for title, make in SUBJECTS.items():
         found[title] = ([], count_collectives(make(fabric, work, 3 + NUM_COUNTED_STEPS)))
         run_round(make, fabric, work, Plan(1, 1, NUM_COUNTED_STEPS), turn=0)
+    for title, fit in FITS.items():
+        found[title] = ([], count_collectives_of_fit(fit, work))
     for round_idx in range(plan.num_rounds):
         for subject_idx, (title, make) in enumerate(SUBJECTS.items()):
             found[title][0].append(run_round(make, fabric, work, plan, turn=round_idx + subject_idx))
+        for title, fit in FITS.items():
+            found[title][0].append(run_round_of_fit(fit, fabric, work, plan))
     return found
+
+
+def count_epoch_end(num_keys: int) -> float:
+    """What is asked of the other process from the end of the last step of an epoch to the start of the next.
+
+    In a fit of two epochs of three steps; each key is logged with `sync_dist=True`.
+    """
+    from fulmen.trainer import LightningModule, Trainer
+
+    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+
+    class Logs(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(NUM_FEATURES, 2)
+
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            loss: Tensor = self.linear(batch).sum()
+            for key in range(num_keys):
+                self.log(f"key_{key}", loss.detach(), on_step=False, on_epoch=True, sync_dist=True)
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=1e-9)
+
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if self.trainer.is_last_batch and self.current_epoch == 0:
+                profiler.start()
+
+        def on_train_epoch_start(self) -> None:
+            if self.current_epoch == 1:
+                profiler.stop()
+
+    flags = trainer_flags("fulmen.trainer", "off", "")
+    trainer = Trainer(max_epochs=2, accelerator="cpu", devices=NUM_PROCESSES, strategy="ddp", **flags)
+    rows = Rows(3 * BATCH_SIZE * NUM_PROCESSES)
+    with silence():
+        trainer.fit(Logs(), DataLoader(rows, batch_size=BATCH_SIZE))
+    return sum(collectives_of(profiler, 1).values())
+
+
+def ends_table(counts: dict[int, float]) -> str:
+    """What the end of an epoch asks of the other process, by the number of keys that are logged over it."""
+    lines = [
+        "From the end of the last step of an epoch to the start of the next, without a checkpoint. What tells that"
+        " nothing was logged has room for the means of some keys.",
+        "",
+        "| keys logged over the epoch | collectives | more than without keys | target | |",
+        "| ---: | ---: | ---: | ---: | --- |",
+    ]
+    for num_keys, count in counts.items():
+        more = count - counts[0]
+        lines.append(f"| {num_keys} | {count:g} | {more:g} | at most 1 | {'pass' if more <= 1 else 'fail'} |")
+    return "\n".join(lines)
 
 
 def plan_of(work: Work, plan: Plan) -> Plan:
@@ -327,7 +413,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found: Any = fabric.launch(measure, works, plan)
     for work in works:
         own = plan_of(work, plan)
-        print(f"{heading(found[work.key], own, work.title)}\n\n{table(found[work.key], own)}\n")
+        print(f"{heading(found['works'][work.key], own, work.title)}\n\n{table(found['works'][work.key], own)}\n")
+    print(ends_table(found["ends"]))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ Each part is a program beside this one and runs by itself, too. What it prints g
 into a file of JSON beside the page, from which the page's tables and its picture are made anew.
 
     python benchmarks/everything.py
-    python benchmarks/everything.py --parts peers,epoch_gap --write docs/performance.md
+    python benchmarks/everything.py --parts training,epoch_gap --write docs/performance.md
+    python benchmarks/everything.py --minutes 20 --write docs/performance.md    # what is begun until then
     python benchmarks/everything.py --parts none --write docs/performance.md    # the page again, from what is there
 """
 
@@ -19,45 +20,73 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-# What each program is told; a trial sees that all of them run.
-PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "peers": (("--pairs", "7"), ("--pairs", "1", "--steps", "20", "--works", "linear", "--only", "off")),
-    "evaluation_overhead": (("--pairs", "11"), ("--pairs", "1", "--batches", "20")),
-    "epoch_gap": (("--rounds", "7"), ("--rounds", "1", "--only", "plain,off")),
-    "ddp_overhead": ((), ("--rounds", "1", "--blocks", "2", "--steps", "3")),
-    "slopes": ((), ("--pairs", "1", "--only", "idle")),
-    "import_time": ((), ("--runs", "1")),
-    "step_overhead": ((), ("--pairs", "1", "--steps", "20")),
-    "logged_keys": ((), ("--pairs", "1", "--steps", "20", "--only", "silent,ten")),
-    "fsdp_overhead": ((), ("--rounds", "1", "--blocks", "1", "--steps", "1")),
-    "callbacks_and_loggers": ((), ("--quick",)),
-    "memory_growth": ((), ("--steps", "400", "--epochs", "2")),
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A program beside this one, what it is told, and what for a trial, which sees that it runs."""
+
+    program: str
+    arguments: tuple[str, ...]
+    trial: tuple[str, ...]
+    is_shown: bool = True  # on the page; the others are for who changes something
+
+
+def of_peers(what: str, pairs: int) -> Part:
+    """A part of peers.py."""
+    chosen = ("--parts", what, "--pairs")
+    return Part("peers", (*chosen, str(pairs)), (*chosen, "1", "--steps", "20", "--works", "linear", "--only", "off"))
+
+
+# In this order: where the time runs out, the first ones are there.
+PARTS = {
+    "training": of_peers("train", 5),
+    "epoch_gap": Part("epoch_gap", ("--rounds", "5"), ("--rounds", "1", "--only", "plain,off")),
+    "ddp_overhead": Part(
+        "ddp_overhead",
+        ("--works", "mlp,gpt", "--rounds", "9"),
+        ("--works", "mlp", "--rounds", "1", "--blocks", "2", "--steps", "3"),
+    ),
+    "evaluation": of_peers("evaluate", 5),
+    "evaluation_overhead": Part("evaluation_overhead", ("--pairs", "11"), ("--pairs", "1", "--batches", "20")),
+    "starts": of_peers("start", 3),
+    "import_time": Part("import_time", (), ("--runs", "1")),
+    "slopes": Part("slopes", ("--pairs", "3"), ("--pairs", "1", "--only", "idle")),
+    "step_overhead": Part("step_overhead", (), ("--pairs", "1", "--steps", "20"), is_shown=False),
+    "logged_keys": Part("logged_keys", (), ("--pairs", "1", "--steps", "20", "--only", "silent,ten"), is_shown=False),
+    "fsdp_overhead": Part("fsdp_overhead", (), ("--rounds", "1", "--blocks", "1", "--steps", "1"), is_shown=False),
+    "callbacks_and_loggers": Part("callbacks_and_loggers", (), ("--quick",), is_shown=False),
+    "memory_growth": Part("memory_growth", (), ("--steps", "400", "--epochs", "2"), is_shown=False),
 }
-# Those that the page shows; the others are for who changes something.
-SHOWN = ("peers", "evaluation_overhead", "epoch_gap", "ddp_overhead", "slopes", "import_time")
+
+
+class PartError(RuntimeError):
+    """A program failed; the others are run all the same."""
 
 
 def run_part(name: str, *, trial: bool) -> dict[str, Any]:
     """One program: what it printed, how long it took, and its numbers where it gives them.
 
     Raises:
-        SystemExit: If it failed.
+        PartError: If it failed.
     """
-    print(f"\n## {name}.py\n", flush=True)
+    part = PARTS[name]
+    print(f"\n## {name}\n", flush=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="everything_") as folder:
         numbers = Path(folder) / "numbers.json"
-        command = [sys.executable, str(HERE / f"{name}.py"), *PARTS[name][trial]]
-        command += ["--json", str(numbers)] if name == "peers" else []
+        command = [sys.executable, str(HERE / f"{part.program}.py"), *(part.trial if trial else part.arguments)]
+        command += ["--json", str(numbers)] if part.program == "peers" else []
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         print(done.stdout, flush=True)
         if done.returncode:
-            raise SystemExit(f"{name}.py failed with exit code {done.returncode}; what it said stands above.")
-        found: dict[str, Any] = {"printed": done.stdout.strip(), "seconds": round(time.monotonic() - began)}
+            raise PartError(f"{part.program}.py failed with exit code {done.returncode}; what it said stands above.")
+        found = {"printed": done.stdout.strip(), "seconds": round(time.monotonic() - began), "machine": machine()}
         if numbers.exists():
             found["numbers"] = json.loads(numbers.read_text())
         return found
@@ -70,29 +99,37 @@ def machine() -> str:
     if cpuinfo.exists():
         names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    busy = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     date = time.strftime("%Y-%m-%d", time.gmtime())
     return (
         f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.release().partition('-')[0]},"
-        f" Python {platform.python_version()}; {date}; load {busy} when it began"
+        f" Python {platform.python_version()}; {date}"
     )
 
 
 def write_page(page: Path, data: dict[str, Any]) -> None:
-    """Put what was printed between the marks of the page, and draw its picture."""
+    """Put what was printed between the marks of the page, and draw its picture; a part that was not run says so."""
     text = page.read_text()
-    blocks = {name: found["printed"] for name, found in data["parts"].items()}
-    blocks["machine"] = f"{data['machine']}."
+    blocks = {
+        name: found["printed"]
+        if (found := data["parts"].get(name)) is not None
+        else f"Not measured yet: `nox -s bench -- --parts {name} --write docs/performance.md`."
+        for name, part in PARTS.items()
+        if part.is_shown
+    }
+    machines: dict[str, list[str]] = {}
+    for name in [name for name in blocks if name in data["parts"]]:
+        machines.setdefault(data["parts"][name]["machine"], []).append(name.replace("_", " "))
+    blocks["machine"] = "\n".join(f"- {each}: {', '.join(parts)}." for each, parts in machines.items())
     for name, block in blocks.items():
         begin, end = f"<!-- {name}: written by benchmarks/everything.py -->", f"<!-- end of {name} -->"
         if begin in text:
             before, _, rest = text.partition(begin)
             text = f"{before}{begin}\n\n{block}\n\n{end}{rest.partition(end)[2]}"
     page.write_text(text)
-    if "numbers" in data["parts"].get("peers", {}):
+    if "numbers" in data["parts"].get("training", {}):
         from pictures import draw_training
 
-        draw_training(data["parts"]["peers"]["numbers"], page.with_suffix(".png"))
+        draw_training(data["parts"]["training"]["numbers"], page.with_suffix(".png"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -101,27 +138,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", default="", metavar="A,B", help=f"some of {', '.join(PARTS)}; or none")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="renew the tables and the picture of this page")
     parser.add_argument("--trial", action="store_true", help="see that all run; the numbers say nothing")
+    parser.add_argument("--minutes", type=float, metavar="N", help="begin no part after so many minutes")
     given = parser.parse_args(arguments)
     # Without --write everything; for the page what it shows.
-    parts = [name for name in given.parts.split(",") if name] or list(PARTS if given.write is None else SHOWN)
+    shown = [name for name, part in PARTS.items() if part.is_shown]
+    parts = [name for name in given.parts.split(",") if name] or (list(PARTS) if given.write is None else shown)
     parts = [] if parts == ["none"] else parts
     if unknown := [name for name in parts if name not in PARTS]:
-        parser.error(f"--parts {','.join(unknown)} is not known. Each is a program. Pass some of {', '.join(PARTS)}.")
+        parser.error(f"--parts {','.join(unknown)} is not known. Each has one name. Pass some of {', '.join(PARTS)}.")
     if given.write is not None and not given.write.exists():
         parser.error(f"--write {given.write} is not there. Tables are put between the marks of a page. Name the page.")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    store = None if given.write is None else given.write.with_suffix(".json")
-    data: dict[str, Any] = {"machine": "", "parts": {}}
-    if store is not None and store.exists():
-        data = json.loads(store.read_text())
-    if parts:
-        data["machine"] = machine()
+    data: dict[str, Any] = {"parts": {}}
+    if given.write is not None and given.write.with_suffix(".json").exists():
+        data = json.loads(given.write.with_suffix(".json").read_text())
+    began, failures = time.monotonic(), []
     for name in parts:
-        data["parts"][name] = run_part(name, trial=given.trial)
-        if store is not None:  # after each: what took minutes is not lost when the next one fails
-            store.write_text(json.dumps(data, indent=1) + "\n")
+        if given.minutes is not None and time.monotonic() - began > given.minutes * 60:
+            print(f"{name} was left out: {given.minutes:g} minutes are over.", flush=True)
+            continue
+        try:
+            data["parts"][name] = run_part(name, trial=given.trial)
+        except PartError as error:
+            failures.append(str(error))
+            continue
+        if given.write is not None:  # after each: what took minutes is not lost when the next one fails
+            given.write.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
+            write_page(given.write, data)
     if given.write is not None:
         write_page(given.write, data)
+    if failures:
+        raise SystemExit("\n".join(failures))
 
 
 if __name__ == "__main__":

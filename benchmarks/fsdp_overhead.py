@@ -13,12 +13,9 @@ table.
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import os
-import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -29,21 +26,18 @@ import torch.distributed.fsdp  # here, once, and not in each process
 from ddp_overhead import (
     NUM_COUNTED_STEPS,
     NUM_PROCESSES,
-    Loop,
-    Plan,
-    Round,
-    Runner,
     collectives_of,
     heading,
     read_plan,
     silence,
     table,
 )
-from step_overhead import BATCH_SIZE, LEARNING_RATE, NUM_FEATURES, Cost, Pair, Rows, trainer_flags
+from step_overhead import BATCH_SIZE, LEARNING_RATE, NUM_FEATURES, Rows, trainer_flags
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from turns import NUM_WARM_UP_BLOCKS, Loop, Plan, Round, Runner, Turns, in_turns
 
 from fulmen.fabric import Fabric
 from fulmen.fabric.environments.default import LightningEnvironment
@@ -51,8 +45,6 @@ from fulmen.fabric.launchers.spawn import SpawnLauncher
 from fulmen.fabric.strategies import FSDPStrategy as FabricFSDP
 from fulmen.trainer import LightningModule, Trainer
 from fulmen.trainer.strategies import FSDPStrategy, ModelParallelStrategy
-
-NUM_WARM_UP_BLOCKS = 2
 
 
 class Block(nn.Module):
@@ -73,23 +65,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class Turns(Rows):
-    """The rows of one loop, which takes turns with another: between two blocks of its own it waits for one of that."""
-
-    def __init__(self, rows: Rows, num_steps: int, take_turn: Callable[[], None]) -> None:
-        self._rows, self._block, self._take_turn = rows, num_steps * BATCH_SIZE, take_turn
-        self._asked = 0
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Tensor:
-        if self._asked % self._block == 0:
-            self._take_turn()
-        self._asked += 1
-        return self._rows[index]
-
-
 def shards(model: nn.Module) -> list[Tensor]:
     """What this process holds of the weights."""
     parameters: Iterable[Any] = model.parameters()
@@ -101,7 +76,7 @@ def has_blocks(model: nn.Module) -> bool:
     return any(isinstance(part, Block) for part in model.modules())
 
 
-def make_by_hand(make_model: Callable[[], nn.Module], rows: Rows) -> tuple[Loop, nn.Module]:
+def make_by_hand(make_model: Callable[[], nn.Module], rows: Dataset[Any]) -> tuple[Loop, nn.Module]:
     """The reference: the loop that one would write by hand."""
     torch.manual_seed(0)
     model = make_model()
@@ -122,7 +97,7 @@ def make_by_hand(make_model: Callable[[], nn.Module], rows: Rows) -> tuple[Loop,
     return Loop(DataLoader(rows, batch_size=BATCH_SIZE, sampler=sampler), step, nn.Linear(1, 1)), model
 
 
-def run_by_hand(make_model: Callable[[], nn.Module], rows: Rows) -> nn.Module:
+def run_by_hand(make_model: Callable[[], nn.Module], rows: Dataset[Any]) -> nn.Module:
     """The reference, as a subject: it shows the noise."""
     loop, model = make_by_hand(make_model, rows)
     for batch in loop.batches:
@@ -130,7 +105,7 @@ def run_by_hand(make_model: Callable[[], nn.Module], rows: Rows) -> nn.Module:
     return model
 
 
-def run_fabric(make_model: Callable[[], nn.Module], rows: Rows) -> nn.Module:
+def run_fabric(make_model: Callable[[], nn.Module], rows: Dataset[Any]) -> nn.Module:
     """The same loop, set up by Fabric."""
     torch.manual_seed(0)
     module = make_model()
@@ -162,7 +137,9 @@ class Job(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=LEARNING_RATE)
 
 
-def run_trainer(strategy: Callable[[nn.Module], Any], make_model: Callable[[], nn.Module], rows: Rows) -> nn.Module:
+def run_trainer(
+    strategy: Callable[[nn.Module], Any], make_model: Callable[[], nn.Module], rows: Dataset[Any]
+) -> nn.Module:
     """An epoch of `Trainer.fit`, all off."""
     job = Job(make_model)
     flags = trainer_flags("fulmen.trainer", "off", "")
@@ -181,7 +158,7 @@ def by_plan(model: nn.Module) -> Any:
     return ModelParallelStrategy(plan={"model.[01]" if has_blocks(model) else "": "shard"})
 
 
-Subject = Callable[[Callable[[], nn.Module], Rows], nn.Module]
+Subject = Callable[[Callable[[], nn.Module], Dataset[Any]], nn.Module]
 SUBJECTS: dict[str, Subject] = {
     "hand-written FSDP2 again": run_by_hand,
     "Fabric, strategy fsdp": run_fabric,
@@ -190,49 +167,27 @@ SUBJECTS: dict[str, Subject] = {
 }
 
 
-def now() -> Cost:
-    """Both clocks of this process."""
-    return Cost(time.perf_counter(), time.process_time())
-
-
-def run_round(subject: Subject, make_model: Callable[[], nn.Module], rows: Rows, plan: Plan) -> Round:
+def run_round(subject: Subject, make_model: Callable[[], nn.Module], rows: Dataset[Any], plan: Plan) -> Round:
     """A subject and the loop by hand in turns, and see that they did the same."""
     loop, by_hand = make_by_hand(make_model, rows)
     reference = Runner(loop)
-    plain: list[Cost] = []
-    other: list[Cost] = []
-    began: list[Cost] = []
-
-    def take_turn() -> None:
-        ended = now()
-        if began:
-            other.append(Cost(ended.wall_s - began[-1].wall_s, ended.cpu_s - began[-1].cpu_s))
-        if len(plain) == 1:  # both have run
-            gc.collect()
-            gc.freeze()
-        plain.append(reference.block(plan.num_steps))
-        torch.distributed.barrier()
-        began.append(now())
-
-    model = subject(make_model, Turns(rows, plan.num_steps, take_turn))
-    gc.unfreeze()
-    reference.block(plan.num_steps)  # as far as there are rows
+    models: list[nn.Module] = []
+    block = plan.num_steps * BATCH_SIZE
+    pairs = in_turns(
+        reference,
+        plan.num_steps,
+        lambda take_turn: models.append(subject(make_model, Turns(rows, block, take_turn))),
+    )
+    [model] = models
     if not all(map(torch.equal, shards(model), shards(by_hand))):
         raise RuntimeError(
             f"{subject} came to other weights than the hand-written loop. It did other work, so its time says nothing."
             " Find out which step differs before measuring it."
         )
-    # Each block of the subject stands between two by hand. The first ones warm up, and the last by hand is cut short.
-    return Round([pair(*three) for three in list(zip(plain, other, plain[1:], strict=False))[NUM_WARM_UP_BLOCKS:-1]])
+    return Round(pairs)
 
 
-def pair(before: Cost, between: Cost, after: Cost) -> Pair:
-    """What the loop by hand costs around a block of the other one, and that."""
-    wall_s, cpu_s = (statistics.mean((getattr(before, name), getattr(after, name))) for name in ("wall_s", "cpu_s"))
-    return Cost(wall_s, cpu_s), between
-
-
-def count_collectives(subject: Subject, make_model: Callable[[], nn.Module], rows: Rows) -> dict[str, float]:
+def count_collectives(subject: Subject, make_model: Callable[[], nn.Module], rows: Dataset[Any]) -> dict[str, float]:
     """The collectives of one step."""
     profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
     turns: list[int] = []
@@ -245,7 +200,7 @@ def count_collectives(subject: Subject, make_model: Callable[[], nn.Module], row
             profiler.stop()
 
     with silence():
-        subject(make_model, Turns(rows, NUM_COUNTED_STEPS, take_turn))
+        subject(make_model, Turns(rows, NUM_COUNTED_STEPS * BATCH_SIZE, take_turn))
     return collectives_of(profiler, NUM_COUNTED_STEPS)
 
 

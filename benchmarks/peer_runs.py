@@ -146,8 +146,8 @@ def module_classes(module_name: str) -> tuple[type[Any], type[Any]]:
     return Does, StopsWatch
 
 
-def with_trainer(module_name: str, setting: str, do: str, job: Job) -> None:
-    """`Trainer.fit`, `validate` or `predict` in a setting of step_overhead.py."""
+def with_trainer(module_name: str, setting: str, do: str, job: Job, **changes: Any) -> None:
+    """`Trainer.fit`, `validate` or `predict` in a setting of step_overhead.py, with some `changes` of its flags."""
     api = importlib.import_module(module_name)
     module_class, stops_watch = module_classes(module_name)
     with tempfile.TemporaryDirectory(prefix="peers_") as folder:
@@ -156,7 +156,7 @@ def with_trainer(module_name: str, setting: str, do: str, job: Job) -> None:
             accelerator="cpu",
             devices=1,
             callbacks=[stops_watch()],
-            **trainer_flags(module_name, setting, folder),
+            **(trainer_flags(module_name, setting, folder) | changes),
         )
         module = module_class(job, setting)
         if do == "train":

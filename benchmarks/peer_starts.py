@@ -19,7 +19,7 @@ NUM_STEPS = 50
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Medians over some starts."""
+    """What one start took."""
 
     import_s: float  # beyond torch
     first_step_ms: float  # from the call that trains to the model's first forward, the first time in the process
@@ -27,8 +27,10 @@ class Start:
     peak_mib: float  # of resident memory, after both
 
 
-def measure_starts(keys: Sequence[str], num_starts: int, say: Callable[[str], None]) -> dict[str, Start]:
-    """By key of the row; rounds go over all rows."""
+def measure_starts(
+    keys: Sequence[str], num_starts: int, say: Callable[[str], None]
+) -> dict[str, tuple[Start, Start, Start]]:
+    """By key of the row the least, the median and the most of each; rounds go over all rows."""
     found: dict[str, list[Start]] = {key: [] for key in keys}
     for round_idx in range(num_starts):
         for key in keys:
@@ -37,8 +39,12 @@ def measure_starts(keys: Sequence[str], num_starts: int, say: Callable[[str], No
             if done.returncode:
                 raise RuntimeError(f"The start of {key} failed with exit code {done.returncode}.\n{done.stderr}")
             found[key].append(Start(**json.loads(done.stdout.splitlines()[-1])))
+
+    def of_all(starts: Sequence[Start], pick: Callable[[list[float]], float]) -> Start:
+        return Start(*(pick([getattr(start, each.name) for start in starts]) for each in fields(Start)))
+
     return {
-        key: Start(*(statistics.median(getattr(start, each.name) for start in starts) for each in fields(Start)))
+        key: (of_all(starts, min), of_all(starts, statistics.median), of_all(starts, max))
         for key, starts in found.items()
     }
 
@@ -54,6 +60,16 @@ def one_start(key: str) -> Start:
     os.environ["KERAS_BACKEND"] = "torch"
     from peer_rows import FRAMEWORKS, quiet
     from peer_work import WORKS, Job, features_of
+    from step_overhead import Stopwatch
+
+    class NoWatch(Stopwatch):
+        """Collects no garbage at the start, which would be most of what is timed here."""
+
+        def start(self) -> None:
+            pass
+
+        def stop(self) -> None:
+            pass
 
     torch.set_num_threads(1)
     framework = next(framework for framework in FRAMEWORKS if framework.key == key)
@@ -65,6 +81,7 @@ def one_start(key: str) -> Start:
 
     def first_step_ms() -> float:
         job = Job(WORKS[1], NUM_STEPS, paired=framework.paired)
+        job.watch = NoWatch()
         stamps: list[float] = []
         hook = job.model.register_forward_pre_hook(lambda module, arguments: stamps.append(time.perf_counter()))
         features_of(next(iter(job.loader())))  # the data are there, and torch has made a batch before
@@ -73,6 +90,8 @@ def one_start(key: str) -> Start:
         hook.remove()
         return (stamps[0] - called) * 1e3
 
+    # The first optimizer of a process makes torch import its compiler: seconds, whoever makes it.
+    FRAMEWORKS[0].train(Job(WORKS[1], 2))
     with quiet():
         first, again = first_step_ms(), first_step_ms()
     units_of_a_mib = 2**20 if sys.platform == "darwin" else 2**10

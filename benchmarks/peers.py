@@ -113,8 +113,8 @@ def measure(
     return {key: Measured.of(found, num_steps) for key, found in pairs.items()}
 
 
-def epoch_ends_ms(frameworks: Sequence[Framework], work: Work, num_pairs: int) -> dict[str, float]:
-    """What the end of an epoch and the start of the next add to those of the plain loop, in milliseconds.
+def epoch_ends_ms(frameworks: Sequence[Framework], work: Work, num_pairs: int) -> dict[str, tuple[float, float, float]]:
+    """What the end of an epoch and the start of the next add to those of the plain loop: quartiles, in milliseconds.
 
     Many short epochs minus one long one of as many steps leaves the boundaries; the plain loop's are taken away.
     """
@@ -122,10 +122,14 @@ def epoch_ends_ms(frameworks: Sequence[Framework], work: Work, num_pairs: int) -
     short = pairs_of(frameworks, "train", work, num_steps, num_pairs, NUM_SHORT_EPOCHS)
     long = pairs_of(frameworks, "train", work, num_steps, num_pairs)
 
-    def added_s(pairs: Sequence[tuple[Cost, Cost]]) -> float:
-        return statistics.median(other.wall_s - plain.wall_s for plain, other in pairs)
+    def added_s(pairs: Sequence[tuple[Cost, Cost]]) -> list[float]:
+        return [other.wall_s - plain.wall_s for plain, other in pairs]
 
-    return {key: (added_s(short[key]) - added_s(long[key])) / (NUM_SHORT_EPOCHS - 1) * 1e3 for key in short}
+    def of_one_ms(key: str) -> list[float]:
+        rounds = zip(added_s(short[key]), added_s(long[key]), strict=True)
+        return [(many - one) / (NUM_SHORT_EPOCHS - 1) * 1e3 for many, one in rounds]
+
+    return {key: quartiles(of_one_ms(key)) for key in short}
 
 
 def say(what: str) -> None:
@@ -153,27 +157,35 @@ def training_table(frameworks: Sequence[Framework], work: Work, found: dict[str,
 
 
 def evaluation_table(frameworks: Sequence[Framework], found: dict[tuple[str, str], dict[str, Measured]]) -> str:
-    """Ratios of validation and prediction, for each work."""
+    """Ratios of validation and prediction, for each work, with quartiles."""
     head = " | ".join(f"{do}, {work}" for do, work in found)
     lines = [f"| | {head} |", f"| --- |{' ---: |' * len(found)}"]
     for framework in frameworks:
-        cells = " | ".join(f"{column[framework.key].ratios[1]:.3f}" for column in found.values())
+        quarters = [column[framework.key].ratios for column in found.values()]
+        cells = " | ".join(f"{middle:.3f} ({low:.2f} to {high:.2f})" for low, middle, high in quarters)
         lines.append(f"| {framework.title} | {cells} |")
     return "\n".join(lines)
 
 
-def starts_table(frameworks: Sequence[Framework], ends_ms: dict[str, float], starts: dict[str, Start]) -> str:
-    """Import, first step, memory of a fresh process; and what an epoch's end costs."""
+def starts_table(
+    frameworks: Sequence[Framework],
+    ends_ms: dict[str, tuple[float, float, float]],
+    starts: dict[str, tuple[Start, Start, Start]],
+) -> str:
+    """Import, first step, memory of a fresh process, each with its range; and what an epoch's end costs."""
     lines = [
         "| | import, beyond torch | to the first step | again | peak memory beyond plain | end of an epoch |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    plain = starts["plain"]
+    plain = starts["plain"][1]
     for framework in frameworks:
-        start = starts[framework.key]
+        least, start, most = starts[framework.key]
+        low, middle, high = ends_ms[framework.key]
         lines.append(
-            f"| {framework.title} | {start.import_s:.2f} s | {start.first_step_ms:.0f} ms | {start.again_ms:.1f} ms"
-            f" | {start.peak_mib - plain.peak_mib:+.0f} MiB | {ends_ms[framework.key]:+.2f} ms |"
+            f"| {framework.title} | {start.import_s:.2f} s ({least.import_s:.2f} to {most.import_s:.2f})"
+            f" | {start.first_step_ms:.0f} ms ({least.first_step_ms:.0f} to {most.first_step_ms:.0f})"
+            f" | {start.again_ms:.1f} ms ({least.again_ms:.1f} to {most.again_ms:.1f})"
+            f" | {start.peak_mib - plain.peak_mib:+.0f} MiB | {middle:+.2f} ms ({low:.2f} to {high:.2f}) |"
         )
     return "\n".join(lines)
 
@@ -258,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "evaluate" in given.parts:
         rows = [each for each in frameworks if each.key in EVALUATED or each.key.split(".")[-1] in ("off", "fabric")]
         evaluated = {
-            (do, work.key): measure(rows, do, work, given.steps or 2 * work.num_steps, given.pairs)
+            (do, work.key): measure(rows, do, work, given.steps or work.num_steps, given.pairs)
             for do in ("validate", "predict")
             for work in works
         }
@@ -270,9 +282,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Each is a process that imports torch: seconds, which vary little.
         starts = measure_starts([framework.key for framework in frameworks], min(given.pairs, MAX_STARTS), say)
         print(f"\n{starts_table(frameworks, ends, starts)}")
-        columns |= {"end of an epoch, ms": ends, **starts_columns(starts)}
+        columns |= {"end of an epoch, ms": {key: middle for key, (_, middle, _) in ends.items()}}
+        columns |= starts_columns({key: start for key, (_, start, _) in starts.items()})
         numbers["epoch_ends_ms"] = ends
-        numbers["starts"] = {key: asdict(start) for key, start in starts.items()}
+        numbers["starts"] = {key: [asdict(start) for start in range_of] for key, range_of in starts.items()}
     say("")
     numbers["faster_peers"] = faster = faster_peers(columns)
     print("\n" + ("\n".join(["A peer was faster:", *faster]) if faster else "No peer was faster."))

@@ -80,6 +80,13 @@ HELD = {
         ],
         "tests/cross/test_newest_that_verifies.py": ["test_a_planted_ranking_removes_nothing_outside_the_folder"],
     },
+    "pipes and devices in the place of files": {
+        HERE: [
+            "test_a_pipe_in_the_place_of_a_checkpoint_is_not_waited_for",
+            "test_a_pipe_among_the_checkpoints_is_passed_over",
+        ],
+        "packages/fabric/tests/checkpoint_io/test_commit.py": ["test_a_pipe_or_device_is_not_replaced"],
+    },
     "links in the folder of checkpoints": {HERE: ["test_links_in_the_folder_of_checkpoints_lead_nowhere"]},
     "small files that fill the memory or the time": {
         HERE: ["test_a_small_file_fills_no_memory"],
@@ -275,6 +282,34 @@ def test_links_in_the_folder_of_checkpoints_lead_nowhere(tmp_path: Path) -> None
     assert os.listdir(outside) == ["keep.txt"]
     assert (outside / "keep.txt").read_text() == "precious"
     assert checkpoint_damage(folder / "last.ckpt") is None
+
+
+@pytest.mark.timeout(120)  # whoever opens a pipe waits for its other end
+def test_a_pipe_in_the_place_of_a_checkpoint_is_not_waited_for(tmp_path: Path) -> None:
+    pipe, folder = tmp_path / "pipe.ckpt", tmp_path / "folder.ckpt"
+    folder.mkdir()
+    for path in (pipe, folder / ".metadata"):
+        os.mkfifo(path)
+    for read in read_all_ways(pipe):
+        with pytest.raises(CheckpointError, match="could not be read: it is a pipe or a device, and no file"):
+            read()
+    for read in read_all_ways(folder):
+        with pytest.raises((CheckpointError, OSError)):
+            read()
+    for path in (pipe, folder):
+        assert "it is a pipe or a device" in (checkpoint_damage(path) or "")
+        with pytest.raises((CheckpointError, OSError)):
+            offered_by(str(path))
+
+
+@pytest.mark.timeout(120)
+def test_a_pipe_among_the_checkpoints_is_passed_over(tmp_path: Path) -> None:
+    for name in ("last.ckpt", "epoch=0-step=2.ckpt"):
+        os.mkfifo(tmp_path / name)
+    keeps = {"enable_checkpointing": True, "callbacks": [ModelCheckpoint(tmp_path)]}
+    with pytest.warns(UserWarning, match="passed over.*it is a pipe or a device"):
+        (trainer := new_trainer(tmp_path, **keeps)).fit(Net(), loader(), ckpt_path="auto")
+    assert (trainer.ckpt_path, trainer.global_step) == (None, 2)
 
 
 @pytest.mark.parametrize("content", [[1], "text", torch.ones(2), [[[]]]])

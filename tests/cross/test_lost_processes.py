@@ -52,6 +52,10 @@ class Net(BoringModel):
             time.sleep(600)
         if self.case == "is stopped":
             os.kill(os.getpid(), signal.SIGSTOP)
+        if self.case == "Ctrl-C twice":
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(2)  # longer than one press
         open(f"{self.trainer.default_root_dir}/died", "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -60,12 +64,25 @@ def fit(case, folder, **strategy):
     torch.set_num_threads(1)
     model = Net()
     model.case = case
-    Trainer(
+    if case == "Ctrl-C twice":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # forked processes have that of torchrun's agent
+    trainer = Trainer(
         accelerator="cpu", devices=2, strategy=DDPStrategy(timeout=timedelta(seconds=12), **strategy), max_epochs=1,
         limit_val_batches=0, logger=False, enable_checkpointing="raise" in case, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder,
         callbacks=[OnExceptionCheckpoint(folder), Saves(case)] if "raise" in case else [],
-    ).fit(model)
+    )
+    try:
+        trainer.fit(model)
+    except SystemExit:
+        if case == "Ctrl-C twice" and trainer.global_rank == 1:
+            began_s = time.monotonic()
+            try:
+                trainer.save_checkpoint(f"{folder}/twice.ckpt")
+            except Exception as error:
+                with open(f"{folder}/twice", "w") as file:
+                    file.write(f"{time.monotonic() - began_s} {error}")
+        raise
 
 
 def under_torchrun(case, folder):
@@ -80,7 +97,8 @@ def under_torchrun(case, folder):
     try:
         elastic_launch(config, fit)(case, folder)
     except ChildFailedError:
-        print("SECONDS", time.time() - os.path.getmtime(f"{folder}/died"))
+        if "dies" in case:
+            print("SECONDS", time.time() - os.path.getmtime(f"{folder}/died"))
         sys.exit(1)
 
 
@@ -96,7 +114,7 @@ def main(folder, *cases):
             with open(f"{folder}/{number}.txt", "w") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
-            if case == "dies while the other computes":
+            if case in ("dies while the other computes", "Ctrl-C twice"):
                 under_torchrun(case, folder)
             else:
                 fit(case, folder, start_method="fork")
@@ -107,7 +125,7 @@ def main(folder, *cases):
 if __name__ == "__main__":
     main(*sys.argv[1:])
 """
-CASES = ("raises", "dies", "hangs", "is stopped", "dies while the other computes", "all raise")
+CASES = ("raises", "dies", "hangs", "is stopped", "dies while the other computes", "all raise", "Ctrl-C twice")
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="asks Linux which processes are there")
 
@@ -179,6 +197,13 @@ def test_a_save_of_the_users_own_is_refused_where_one_fails_alone(ends: Any, fol
 def test_a_save_of_the_users_own_is_kept_where_all_fail(ends: Any, folder: Path) -> None:
     assert [rank for rank in range(2) if (folder / f"own-all raise-{rank}").is_file()] == [0, 1], ends["all raise"][0]
     assert torch.load(folder / "own.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_a_save_after_the_second_ctrl_c_is_refused_at_once(ends: Any, folder: Path) -> None:
+    seconds, _, said = (folder / "twice").read_text().partition(" ")
+    assert "/twice.ckpt') was called in rank 1 of 2, after Ctrl-C had ended the run in the middle of its work." in said
+    assert float(seconds) < 10, ends["Ctrl-C twice"][0]
+    assert not (folder / "twice.ckpt").exists()
 
 
 def test_the_one_that_died_is_named(ends: Any) -> None:

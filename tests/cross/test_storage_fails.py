@@ -1,9 +1,12 @@
 """When a disk is full or broken while a run saves, the error says where and how much, and what was saved stays."""
 
+import ctypes
 import errno
 import json
 import os
+import re
 import resource
+import shutil
 import stat
 import traceback
 from pathlib import Path
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fulmen.fabric.checkpoint_io import checkpoint_damage
+from fulmen.fabric.checkpoint_io.sharded import save_sharded
 from fulmen.fabric.errors import CheckpointError
 from fulmen.trainer import Callback, LightningModule, Trainer
 from fulmen.trainer.callbacks import ModelCheckpoint
@@ -122,6 +126,64 @@ def test_a_file_that_may_not_grow_is_told_with_its_bytes(tmp_path: Path) -> None
     assert f"{tmp_path / 'c' / 'epoch=2-step=6.ckpt'}' could not be written: File too large, after" in seen["error"]
     assert "after 0 bytes" not in seen["error"]
     assert_the_last_good_one_is_there(tmp_path / "c")
+
+
+def on_a_small_disk(folder: Path) -> None:
+    """On a disk of a megabyte, which only this process sees, and which is filled while it trains."""
+    seen: dict[str, Any] = {}
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        new_mounts, private = 0x00020000, 0x00044000  # of <linux/sched.h>, <linux/mount.h>
+        disk = folder / "disk"
+        disk.mkdir()
+        if (
+            libc.unshare(new_mounts)
+            or libc.mount(None, b"/", None, private, None)
+            or libc.mount(b"disk", os.fsencode(disk), b"tmpfs", 0, b"size=1m")
+        ):
+            seen["skip"] = os.strerror(ctypes.get_errno())
+            return
+
+        def act() -> None:
+            (disk / "rest").write_bytes(b"x" * (shutil.disk_usage(disk).free - 40_000))
+
+        torch.set_num_threads(1)
+        try:
+            fit(disk / "c", act, save_last=True)
+        except CheckpointError as error:
+            seen["error"] = str(error)
+        assert_the_last_good_one_is_there(disk / "c")
+        before = sorted(os.listdir(disk))
+        save_sharded(disk / "sharded.ckpt", {"weights": torch.ones(1000)})
+        try:
+            save_sharded(disk / "sharded.ckpt", {"weights": torch.zeros(200_000)})
+        except CheckpointError as error:
+            seen["sharded"] = str(error)
+        assert sorted(os.listdir(disk)) == sorted([*before, "sharded.ckpt"]), "nothing is left half-written"
+        assert checkpoint_damage(disk / "sharded.ckpt") is None
+    except BaseException:
+        seen["failed"] = traceback.format_exc()
+    finally:
+        (folder / "seen.json").write_text(json.dumps(seen))
+        os._exit(0)
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not os.path.isdir("/proc"), reason="a disk is mounted, by root on Linux")
+def test_a_disk_that_is_really_full_is_told_with_its_bytes(tmp_path: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        on_a_small_disk(tmp_path)
+    os.waitpid(pid, 0)
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    if "skip" in seen:
+        pytest.skip(f"no disk of its own can be mounted here: {seen['skip']}")
+    assert "failed" not in seen, seen["failed"]
+    for kind, name in (("error", "c/epoch=2-step=6.ckpt"), ("sharded", "sharded.ckpt")):
+        path = re.escape(str(tmp_path / "disk" / name))
+        said = rf"{path}' could not be written: No space left on device, after \d+ bytes"
+        assert re.search(rf"{said} \(\d+ bytes are free\)", seen[kind]), seen[kind]
+        assert "nothing was left and what was there before is unchanged" in seen[kind]
+    assert "after 0 bytes" not in seen["error"]
 
 
 def test_a_folder_that_vanishes_is_made_again_and_the_ranking_holds(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, WeightedRandomSampler
 
 from fulmen.trainer.data import CombinedLoader
 from fulmen.trainer.data.fetchers import Fetcher
@@ -29,8 +29,24 @@ class SizedBatches(BatchSampler):
     """An own batch sampler that knows its length: whole batches are dealt out."""
 
 
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(9)
+
+
+def weighted(n: int, generator: torch.Generator | None = None) -> WeightedRandomSampler:
+    """Each sample once, the heavier ones rather early."""
+    return WeightedRandomSampler([1.0 + index for index in range(n)], n, replacement=False, generator=generator)
+
+
 LOADERS: dict[str, Any] = {
     "in order": lambda n, size: DataLoader(range(n), size),  # type: ignore[arg-type]
+    "generator": lambda n, size: DataLoader(range(n), size, shuffle=True, generator=generator()),  # type: ignore[arg-type]
+    "weighted": lambda n, size: DataLoader(range(n), size, sampler=weighted(n)),  # type: ignore[arg-type]
+    "weighted, generator": lambda n, size: DataLoader(
+        range(n),  # type: ignore[arg-type]
+        size,
+        sampler=weighted(n, generator()),
+    ),
     "shuffle": lambda n, size: DataLoader(range(n), size, shuffle=True),  # type: ignore[arg-type]
     "own sampler": lambda n, size: DataLoader(range(n), size, sampler=OwnOrder(n)),  # type: ignore[arg-type]
     "told its epoch": lambda n, size: DataLoader(range(n), size, sampler=ByEpoch(n)),  # type: ignore[arg-type]
@@ -47,7 +63,7 @@ Loaders = list[tuple[str, int, int]]
 
 def ready(loaders: Loaders, together: str, rank: int, num_processes: int) -> Any:
     torch.manual_seed(2)
-    made = {str(place): LOADERS[kind](n, size) for place, (kind, n, size) in enumerate(loaders)}
+    made = {str(place): {**LOADERS, **WITH_WORKERS}[kind](n, size) for place, (kind, n, size) in enumerate(loaders)}
     strategy: Any = SimpleNamespace(
         distributed_sampler_kwargs={"rank": rank, "num_replicas": num_processes},
         process_dataloader=lambda view: view,
@@ -73,6 +89,15 @@ def read(fetcher: Fetcher, stop: float, visits: list[Counter[int]]) -> tuple[int
     return fetcher.count, True
 
 
+WORKERS = {"num_workers": 2}
+KEPT = {**WORKERS, "persistent_workers": True}
+WITH_WORKERS: dict[str, Any] = {
+    "weighted, workers": lambda n, size: DataLoader(range(n), size, sampler=weighted(n), **WORKERS),  # type: ignore[arg-type]
+    "own batches, workers": lambda n, size: DataLoader(range(n), batch_sampler=OwnBatches(n), **WORKERS),  # type: ignore[arg-type]
+    "told its epoch, kept workers": lambda n, size: DataLoader(range(n), size, sampler=ByEpoch(n), **KEPT),  # type: ignore[arg-type]
+}
+UNITS["own batches, workers"] = UNITS["own batches"]
+
 kinds = st.sampled_from(sorted(LOADERS))
 numbers = st.integers(1, 4)
 
@@ -88,6 +113,10 @@ numbers = st.integers(1, 4)
 @example([("in order", 30, 1), ("in order", 6, 1)], "dict", [2, 1], [8, 0])
 @example([("shuffle", 24, 1), ("shuffle", 18, 1)], "max_size_cycle", [2, 1], [10, 0])
 @example([("in order", 24, 1), ("own sampler", 8, 2)], "dict", [4, 1, 3], [5, 3])
+# Workers have fetched more than was used; an own generator stands where they have left it.
+@example([("own batches, workers", 30, 1)], "dict", [1, 2, 2], [2, 3])
+@example([("told its epoch, kept workers", 15, 2), ("weighted, workers", 9, 2)], "min_size", [2, 1], [2, 0])
+@example([("weighted, workers", 13, 2), ("shuffle", 9, 2)], "max_size", [1, 2], [3, 0])
 def test_every_sample_that_is_left_comes_once(
     loaders: Loaders, together: str, processes: list[int], steps: list[int]
 ) -> None:

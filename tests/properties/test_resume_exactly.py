@@ -23,6 +23,8 @@ LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 HAS_TORCHDATA = importlib.util.find_spec("torchdata") is not None
 PRECISIONS = ("32-true", "32-true", "16-mixed", "64-true")
 ENDINGS = ("crash", "crash", "crash", "callback", "signal", "steps over", "after")
+# Where a signal may come that is not inside of a pass over validation batches.
+HEARS_SIGNALS = ("on_train_batch_end", "on_train_epoch_start", "on_train_epoch_end", "on_validation_end")
 TOGETHER = ("dict", "list", "min_size", "max_size", "max_size_cycle")
 
 
@@ -46,12 +48,12 @@ def scenarios(draw: Any) -> Scenario:
     batches = min(lengths) if together == "min_size" else max(lengths)
     known = all(kind in SIZED for kind, _ in loaders)
     across = draw(st.booleans())
-    parts = [] if across else [1.0, 0.5, 0.34] if known else [1.0]
+    parts = ["01:00:00:00"] if across else [1.0, 0.5, 0.34] if known else [1.0]
     most = batches + 3 if across else batches if known else min(2, min(lengths))
     interval = draw(st.sampled_from([*parts, *range(1, most + 1)]))
     fewest = interval if isinstance(interval, int) and not across else 1
     limits = [1.0, *range(fewest, batches + 1)]
-    if known and isinstance(interval, float) and min(lengths) > 1:
+    if known and not isinstance(interval, int) and min(lengths) > 1:
         limits.append(0.6)
     manual = draw(st.booleans()) and draw(st.booleans())
     flags = {
@@ -116,7 +118,7 @@ def cases(draw: Any) -> tuple[Scenario, Cut]:
             scenario.validating = (scenario.validating[0], working)
     ending = draw(st.sampled_from(ENDINGS))
     moment, later = draw(st.sampled_from(MOMENTS)), draw(st.integers(0, 3))
-    if ending != "crash":
+    if ending != "crash" and not (ending == "signal" and moment in HEARS_SIGNALS):
         moment = "on_train_batch_end"
     if ending == "signal" and not {"every other step", "best of validation"} & {*scenario.callbacks}:
         scenario.callbacks.append("every other step")  # without a ModelCheckpoint, nothing is kept
@@ -152,17 +154,42 @@ def check(scenario: Scenario, cut: Cut) -> bool:
 
 
 def one(
-    kind: str, cut: Cut, *, size: int = 10, beside: Any = (), callbacks: Any = (), manual: bool = False, **flags: Any
+    kind: str,
+    cut: Cut,
+    *,
+    size: int = 10,
+    beside: Any = (),
+    together: str = "dict",
+    callbacks: Any = (),
+    manual: bool = False,
+    **flags: Any,
 ) -> tuple[Scenario, Cut]:
     flags = {"max_epochs": 2, "log_every_n_steps": 1, "num_sanity_val_steps": 0, **flags}
     scenario = Scenario(
-        loaders=[(kind, size), *beside], callbacks=list(callbacks), manual=manual, flags=flags, validations=[5]
+        loaders=[(kind, size), *beside],
+        together=together,
+        callbacks=list(callbacks),
+        manual=manual,
+        flags=flags,
+        validations=[5],
     )
     return scenario, cut
 
 
+ENDS_BEFORE_IT_READS = Scenario(
+    loaders=[("in order", 4)],
+    reading={"batch_size": 2},
+    validations=[2],
+    validating=("generator", {}),
+    callbacks=["early stopping on validation", "swa"],
+    flags={"val_check_interval": 0.5, "max_epochs": 2, "log_every_n_steps": 1, "num_sanity_val_steps": 0},
+)
+
+
 # What was wrong once: float64 weights, the row of the step, an epoch's row, gradients of one of two optimizers, the
-# generator between two epochs, a step's plateau scheduler, a batch that was fetched early, rounds of unsized loaders.
+# generator between two epochs, a step's plateau scheduler, a batch that was fetched early, rounds of unsized loaders,
+# a signal between two epochs, averages of a run that ended before it read a batch, and of
+# an epoch that max_steps had cut, loaders of several lengths when max_steps came with the last batch.
 @settings(
     max_examples=3000 if LONG else 25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=not LONG
 )
@@ -180,6 +207,10 @@ def one(
 @example(one("weighted", Cut("on_validation_end", 2), callbacks=["swa"]))
 @example(one("shuffle", Cut("on_train_batch_end", 6), callbacks=["swa", "lr monitor"]))
 @example(one("stateful stream", Cut("on_validation_end", 1), size=4, beside=[("generator", 9)]))
+@example(one("generator", Cut("on_train_epoch_end", 1, "signal"), callbacks=["every other step"]))
+@example((ENDS_BEFORE_IT_READS, Cut("on_train_batch_end", 3)))
+@example(one("shuffle", Cut("on_train_batch_end", 5, "steps over"), size=9, callbacks=["swa"], max_epochs=3))
+@example(one("own sampler", Cut("on_train_batch_end", 2, "steps over"), beside=[("in order", 6)], together="min_size"))
 def test_a_resumed_run_is_bit_by_bit_the_one_that_never_stopped(case: tuple[Scenario, Cut]) -> None:
     scenario, cut = case
     event(f"{cut.moment}, {cut.ending}" if check(scenario, cut) else "no such moment")

@@ -1,5 +1,6 @@
 """Two processes that are stopped and resumed are bit by bit the two that never stopped; one group runs every case."""
 
+import importlib.util
 import json
 import logging
 import os
@@ -31,6 +32,34 @@ PLAIN = Scenario(
 WINDOWS = Scenario(loaders=[("weighted", 20)], validations=[8], flags={**FLAGS, "accumulate_grad_batches": 3})
 SEVERAL = Scenario(loaders=[("generator", 20), ("stream", 9)], callbacks=["ema"], validations=[8, 4], flags=FLAGS)
 MANUAL = Scenario(loaders=[("own batches", 24)], validations=[8], manual=True, flags={**FLAGS, "precision": "64-true"})
+WORKERS = {"batch_size": 3, "num_workers": 2}
+# Validation follows the first batch after the window that was cut: each process by its own running means.
+CUT_WINDOW = Scenario(
+    loaders=[("shuffle", 25)],
+    reading=WORKERS,
+    validations=[8],
+    flags={**FLAGS, "accumulate_grad_batches": 3, "limit_train_batches": 0.7, "val_check_interval": 0.5},
+)
+BY_THE_CLOCK = Scenario(
+    loaders=[("weighted", 25), ("told its epoch", 19)],
+    together="min_size",
+    reading={**WORKERS, "persistent_workers": True},
+    validations=[8],
+    flags={**FLAGS, "accumulate_grad_batches": 2, "val_check_interval": "01:00:00:00", "check_val_every_n_epoch": None},
+)
+# The processes agree on a later place, which is the one between the two epochs here, or behind it.
+SIGNAL = Scenario(
+    loaders=[("generator", 13)],
+    validations=[8],
+    callbacks=["every other step"],
+    flags={**FLAGS, "val_check_interval": 1.0},
+)
+TORCHDATA = Scenario(
+    loaders=[("torchdata, shuffle", 25)],
+    reading=WORKERS,
+    validations=[8],
+    flags={**FLAGS, "accumulate_grad_batches": 3},
+)
 CASES = {
     "on a batch that triggers validation": (PLAIN, Cut("on_train_batch_end", 2)),
     "inside validation": (PLAIN, Cut("on_validation_batch_end", 2)),
@@ -39,7 +68,12 @@ CASES = {
     "inside an accumulation window": (WINDOWS, Cut("on_train_batch_end", 2)),
     "several loaders": (SEVERAL, Cut("on_train_batch_end", 3)),
     "by hand": (MANUAL, Cut("on_train_batch_end", 3)),
+    "inside a window, with workers": (CUT_WINDOW, Cut("on_train_batch_end", 2)),
+    "in the second epoch, with workers that are kept": (BY_THE_CLOCK, Cut("on_train_batch_end", 5)),
+    "by a signal between two epochs": (SIGNAL, Cut("on_train_epoch_end", 1, "signal")),
 }
+if importlib.util.find_spec("torchdata") is not None:
+    CASES["torchdata, with workers"] = (TORCHDATA, Cut("on_train_batch_end", 2))
 
 
 def differences(scenario: Scenario, cut: Cut, folder: Path) -> list[str]:

@@ -1,6 +1,8 @@
 """The benchmarks run and print a table. What they measure is not looked at: tests do not fail by the clock."""
 
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -38,8 +40,43 @@ def test_peers_prints_training_and_evaluation_and_whether_a_peer_was_faster(done
     assert [row[0] for row in training] == ["the plain loop again", "**Fulmen** Trainer, all off"]
     assert (training[1][4], training[1][5] in ("pass", "fail")) == ("1.10", True)
     assert [row[0] for row in evaluation] == [row[0] for row in training]
-    assert all(float(cell) > 0 for row in evaluation for cell in row[1:])
+    assert all(float(cell.split(" ")[0]) > 0 for row in evaluation for cell in row[1:])
     assert done.stdout.endswith("\nNo peer was faster.\n")
+
+
+def test_the_page_gets_what_was_measured_and_says_what_was_not(tmp_path):
+    program = Path(__file__).parents[2] / "benchmarks" / "everything.py"
+    page, (begin, end) = (
+        tmp_path / "page.md",
+        ("<!-- {}: written by benchmarks/everything.py -->", "<!-- end of {} -->"),
+    )
+    names = ("machine", "epoch_gap", "slopes")
+    page.write_text("\n".join(f"# {name}\n{begin.format(name)}\n{end.format(name)}" for name in names))
+    parts = {"epoch_gap": {"printed": "| a table |", "seconds": 1, "machine": "A machine, on a day"}}
+    page.with_suffix(".json").write_text(json.dumps({"parts": parts}))
+    command = [sys.executable, str(program), "--parts", "none", "--write", str(page)]
+    for _ in range(2):  # the second time changes nothing
+        subprocess.run(command, check=True, timeout=60)
+        assert page.read_text().splitlines() == [
+            "# machine",
+            begin.format("machine"),
+            "",
+            "- A machine, on a day: epoch gap.",
+            "",
+            end.format("machine"),
+            "# epoch_gap",
+            begin.format("epoch_gap"),
+            "",
+            "| a table |",
+            "",
+            end.format("epoch_gap"),
+            "# slopes",
+            begin.format("slopes"),
+            "",
+            "Not measured yet: `nox -s bench -- --parts slopes --write docs/performance.md`.",
+            "",
+            end.format("slopes"),
+        ]
 
 
 @runs("epoch_gap.py", "--rounds", "1", "--only", "off")
@@ -72,11 +109,16 @@ def test_forecast_prints_a_forecast_and_what_it_took(done):
 @runs("ddp_overhead.py", "--works", "mlp", "--steps", "3", "--blocks", "2", "--rounds", "1")
 def test_ddp_overhead_prints_what_two_processes_cost_and_how_often_they_talk(done):
     assert done.returncode == 0, done.stderr
-    again, fabric = rows(done.stdout)
-    assert (again[0], again[9], fabric[8]) == ("hand-written DDP again", "", "1.05")
-    assert fabric[9].split(":")[0] in ("pass", "fail", "unclear")
-    assert again[7] == fabric[7] == "1 allreduce"
-    assert float(fabric[1]) > 0
+    again, *ours = rows(done.stdout.split("\n\n")[1])
+    assert (again[0], again[9]) == ("hand-written DDP again", "")
+    assert [row[0].split(",")[0] for row in ours] == ["Fabric", "Trainer", "Trainer"]
+    assert {row[7] for row in (again, *ours)} == {"1 allreduce"}
+    assert {row[8] for row in ours} == {"1.05"}
+    assert all(float(row[1]) > 0 and row[9].split(":")[0] in ("pass", "fail", "unclear") for row in ours)
+    # How many are counted, and not timed.
+    ends = rows(done.stdout.split("\n\n")[-1])
+    assert [row[0] for row in ends] == ["0", "1", "10", "100"]
+    assert {row[4] for row in ends} == {"pass"}
 
 
 @runs("fsdp_overhead.py", "--steps", "1", "--blocks", "1", "--rounds", "1")
@@ -209,6 +251,7 @@ _WRONG = [
     ("fuzz_inputs.py", "--only=jason"),
     ("peers.py", "--only=kerass"),
     ("peers.py", "--parts=star"),
+    ("everything.py", "--parts=peers"),
     ("slopes.py", "--only=calbacks"),
     ("forecast.py", "--num-nodes=0"),
     ("deepspeed_overhead.py", "--pairs=0"),  # its package is heavy: no test runs the rest

@@ -36,6 +36,7 @@ OPTIONAL = {
         "dp",
         "fsdp",
         "model_parallel",
+        "pipeline.strategy",
         "sharded",
         "single_xla",
         "xla.strategy",

@@ -69,6 +69,7 @@ REFUSED = [
     "--config nested.yaml",
     "--config callbacks.yaml",
     "--config untyped.yaml",
+    "--config tab.yaml",
     "--model class.yaml",
     "--trainer trainer.yaml",
 ]
@@ -77,6 +78,7 @@ FILES = {
     "nested.yaml": "model:\n  class_path: safe.Model\n  init_args:\n    encoder: {class_path: foreign.Thing}\n",
     "callbacks.yaml": "model: safe.Model\ntrainer: {callbacks: [{class_path: Timer}, {class_path: foreign.Thing}]}\n",
     "untyped.yaml": "model:\n  class_path: safe.Model\n  init_args: {anything: {class_path: foreign.Thing}}\n",
+    "tab.yaml": "trainer:\n  callbacks: [{class_path: foreign.Thing}]\n  logger: {class_path: T\thing}\n",
     "class.yaml": "class_path: foreign.Thing\n",
     "trainer.yaml": "callbacks: [{class_path: foreign.Thing}]\n",
     "root.yaml": "fit:\n  model: foreign.Thing\n",

@@ -3,8 +3,9 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from jsonargparse import get_loader
 
 from fulmen.cli.config_files import (
     config_files,
@@ -27,6 +28,18 @@ def paths_to(config: Any) -> list[tuple[str, ...]]:
         return []
     below = [(key, *path) for key, value in config.items() for path in [(), *paths_to(value)]]
     return below
+
+
+@example("a: {b: foreign.T\thing}")  # of the loaders, only that of libyaml takes it
+@given(st.text(st.sampled_from("ab:-{}[], \t\n'&*!0"), max_size=12))
+def test_what_the_parser_reads_is_read_alike(text: str) -> None:
+    try:
+        expected = get_loader("yaml")(text)
+    except (yaml.YAMLError, ValueError):
+        assert read_config(text) is None
+        return
+    if not isinstance(expected, str):  # a text that only looks like YAML stays one
+        assert read_config(text) == expected
 
 
 @settings(max_examples=30)  # each example writes a file

@@ -35,6 +35,7 @@ from fulmen.fabric.selection import select
 from fulmen.fabric.strategies.catalog import STRATEGY_REGISTRY
 from fulmen.fabric.strategies.ddp import DDPStrategy
 from fulmen.fabric.strategies.dp import DataParallelStrategy
+from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy
 from fulmen.fabric.strategies.single_device import SingleDeviceStrategy
 
 CPU = torch.device("cpu")
@@ -189,6 +190,31 @@ def test_an_accelerator_of_the_users_own_as_an_object():
     chosen = select(accelerator=mine, devices="2")
     assert chosen.accelerator is mine
     assert chosen.devices == (CPU, CPU)
+
+
+class Alone(Precision):
+    parameters_may_be = "alone"
+
+
+class Replicated(Precision):
+    parameters_may_be = "replicated"
+
+
+def test_a_precision_whose_weights_cannot_be_sent_is_refused_where_they_would_be():
+    def built(precision, strategy, devices=2):
+        return select(accelerator="cpu", strategy=strategy, devices=devices, plugins=[precision()]).strategy
+
+    def splitting():
+        return ModelParallelStrategy(plan={"*": "shard"})
+
+    for strategy in ("ddp", splitting()):
+        with pytest.raises(ConfigurationError, match=r"Alone with \w+, which .* Pass strategy='auto' and devices=1"):
+            built(Alone, strategy)
+    with pytest.raises(ConfigurationError, match=r"Replicated with ModelParallelStrategy, which splits.*'ddp'"):
+        built(Replicated, splitting())
+    assert type(built(Replicated, "ddp").precision) is Replicated
+    assert type(built(Alone, "auto", 1).precision) is Alone
+    assert type(built(Precision, splitting()).precision) is Precision
 
 
 def test_a_precision_for_other_devices_is_refused():

@@ -13,7 +13,7 @@ from fulmen.fabric.strategies.ddp import DDPStrategy
 from fulmen.fabric.strategies.dp import DataParallelStrategy
 from fulmen.fabric.strategies.fsdp import FSDPStrategy
 from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy
-from fulmen.fabric.strategies.pipeline import Pipeline
+from fulmen.fabric.strategies.pipeline.cuts import Pipeline
 from fulmen.fabric.strategies.single_device import SingleDeviceStrategy
 from fulmen.fabric.testing import assert_parity, meshes
 

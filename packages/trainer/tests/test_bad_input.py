@@ -430,6 +430,12 @@ CASES = {
     "T037 callbacks": (build(callbacks="foo"), TypeError, "Trainer(callbacks=...) holds 'foo'"),
     "T038 callbacks": (build(callbacks=[3]), TypeError, "Trainer(callbacks=...) holds 3"),
     "callback by name": (build(callbacks=["x"]), TypeError, "Trainer(callbacks=...) holds 'x'"),
+    "strategy class": (build(strategy=DDPStrategy), Exception, "Trainer(strategy=DDPStrategy) is a class"),
+    "accelerator class": (
+        build(accelerator=CPUAccelerator),
+        Exception,
+        "Trainer(accelerator=CPUAccelerator) is a class",
+    ),
     "callback class": (build(callbacks=[EarlyStopping]), TypeError, "Trainer(callbacks=...) holds <class"),
     "T039 same state": (
         lambda folder: build(callbacks=[EarlyStopping("a"), EarlyStopping("a")])(folder),

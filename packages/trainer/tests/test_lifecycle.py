@@ -1,6 +1,7 @@
 import os
 import signal
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -123,6 +124,25 @@ def test_a_signal_ends_the_run_after_the_batch_in_work(quick):
     assert trainer.received_sigterm
     assert lines == [("on_exception", "InterruptedBySignal"), ("finalize", "failed"), ("teardown", "fit")]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("place", ["prepare_data", "setup", "configure_model"])
+def test_a_signal_waits_for_no_setting_up_that_takes_long(place, quick):
+    class Slow(BoringModel):
+        pass
+
+    def slowly(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(300)
+        pytest.fail("it went on")
+
+    setattr(Slow, place, slowly)
+    lines = []
+    trainer = quick(callbacks=[Telling(lines)], logger=Finalized(lines), limit_val_batches=0)
+    with pytest.raises(InterruptedBySignal) as caught:
+        trainer.fit(Slow())
+    assert caught.value.code == 143
+    assert lines == [("on_exception", "InterruptedBySignal"), ("finalize", "failed"), ("teardown", "fit")]
 
 
 def test_a_signal_in_the_last_batch_or_later_is_not_lost(quick):

@@ -207,6 +207,46 @@ def test_odd_metrics_are_drawn_too(tmp_path: Path, rows: list[dict[str, object]]
     assert Path(plot_metrics(tmp_path)).is_file()
 
 
+@needs_matplotlib
+def test_values_that_no_line_can_show_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [1.0, float("nan"), 0.5, float("inf")]
+    rows: list[dict[str, object]] = [{"step": i, "loss": value, "x": "nan"} for i, value in enumerate(values)]
+    drawn = Drawn(monkeypatch, rows, tmp_path)
+    assert drawn.titles == ["loss   (2 of 4 values are NaN or infinite)", "x   (4 of 4 values are NaN or infinite)"]
+    assert [bool(len(panel.get_yticks())) for panel in drawn.panels] == [True, False]
+
+
+@needs_matplotlib
+def test_of_a_long_run_the_means_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[dict[str, object]] = [{"step": i, "train_loss": 2.0 + (-1) ** i} for i in range(4000)]
+    panel = Drawn(monkeypatch, rows, tmp_path).panels[0]
+    band, means = panel.lines
+    assert (len(band.get_xdata()), band.get_alpha()) == (4000, 0.3)
+    assert (len(means.get_xdata()), set(means.get_ydata()), means.get_label()) == (400, {2.0}, "training")
+
+
+@needs_matplotlib
+@pytest.mark.parametrize(("values", "scale"), [([0.001] + [0.5] * 99, "linear"), ([100.0] + [0.5] * 99, "log")])
+def test_one_value_near_zero_is_no_tail(
+    values: list[float], scale: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = Drawn(monkeypatch, [{"step": i, "loss": value} for i, value in enumerate(values)], tmp_path)
+    assert drawn.panels[0].get_yscale() == scale
+
+
+@needs_matplotlib
+def test_a_rate_that_is_logged_once_per_epoch_holds_until_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[dict[str, object]] = [{"step": step, "epoch": step // 5, "train_loss": 1.0} for step in range(15)]
+    for epoch in range(3):
+        rows[5 * epoch]["lr-SGD"] = 0.1**epoch
+        rows[5 * epoch]["lr-Adam"] = rows[5 * epoch + 1]["lr-Adam"] = 0.1
+    lines = {line.get_label(): line for line in Drawn(monkeypatch, rows, tmp_path).panels[-1].lines}
+    assert (lines["lr-SGD"].get_drawstyle(), lines["lr-SGD"].get_xdata()[-1]) == ("steps-post", 3.0)
+    assert (lines["lr-Adam"].get_drawstyle(), len(lines["lr-Adam"].get_xdata())) == ("default", 6)
+
+
 def test_nothing_to_draw_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="finds no metrics"):
         plot_metrics(tmp_path)

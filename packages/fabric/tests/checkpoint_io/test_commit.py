@@ -212,3 +212,16 @@ def test_a_folder_that_cannot_be_begun_is_answered(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"file/x\.ckpt.* after 0 bytes"):
         FolderAside.begin(tmp_path / "file" / "x.ckpt")
+
+
+def test_a_pipe_or_device_is_not_replaced(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    before = os.lstat(path)
+    for begin in (lambda: commit(path, lambda file: file.write(b"x")), lambda: FolderAside.begin(path)):
+        with pytest.raises(
+            CheckpointError, match="could not be written: it is a pipe or a device, and no file, after 0"
+        ):
+            begin()
+    assert os.lstat(path).st_ino == before.st_ino
+    assert os.listdir(tmp_path) == ["pipe"]

@@ -11,6 +11,7 @@ import subprocess
 import tarfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulmen.fabric.checkpoint_io.torch import TorchCheckpointIO
+from fulmen.fabric.checkpoint_io.verify import raise_if_damaged
 from fulmen.fabric.errors import ArgumentTypeError, CheckpointDamagedError, CheckpointError, CheckpointNotFoundError
 
 STATE = {"weight": torch.arange(5000.0), "step": 7, "names": ["a", ("b", None)]}
@@ -123,6 +125,29 @@ def test_after_all_that_the_large_file_is_whole(large: Path) -> None:
     loaded = TorchCheckpointIO().load_checkpoint(large)
     assert torch.equal(loaded["first"], LARGE["first"])  # type: ignore[arg-type]
     assert torch.equal(loaded["second"], LARGE["second"])  # type: ignore[arg-type]
+
+
+@given(st.data())
+def test_a_changed_directory_of_a_file_of_torch_is_loaded_or_refused(foreign_file: Path, data: st.DataObject) -> None:
+    # It has no SHA-256, and what zipfile makes of it may be anything.
+    content = bytearray(foreign_file.read_bytes())
+    places = [at for at in range(len(content)) if content[at : at + 4] in (b"PK\x01\x02", b"PK\x03\x04")]
+    at = data.draw(st.sampled_from(places)) + data.draw(st.integers(4, 60))
+    content[at] = data.draw(st.integers(0, 255))
+    path = foreign_file.with_name("changed.ckpt")
+    path.write_bytes(content)
+    with suppress(CheckpointError):
+        TorchCheckpointIO().load_checkpoint(path)
+    with suppress(CheckpointError):
+        raise_if_damaged(path)
+
+
+@pytest.fixture(scope="module")
+def foreign_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As torch alone writes it."""
+    path = tmp_path_factory.mktemp("foreign") / "a.ckpt"
+    torch.save({"weights": torch.arange(4.0), "step": 3, "naïve": 1}, path)
+    return path
 
 
 def test_a_file_of_another_kind_is_refused(io: TorchCheckpointIO, tmp_path: Path) -> None:

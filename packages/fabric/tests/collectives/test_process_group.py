@@ -68,6 +68,29 @@ def _open_twice_and_once_more_after_closing():
     return "done"
 
 
+def _forks_with_a_group():
+    environment = LightningEnvironment()
+    environment.set_global_rank(environment.local_rank())
+    process_group.init_distributed(environment, "gloo")
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            process_group.init_distributed(environment, "gloo")
+        except ConfigurationError as error:
+            os.write(writer, str(error).encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(pid, 0)
+    with os.fdopen(reader) as said:
+        return said.read()
+
+
+def test_a_group_from_before_a_fork_is_not_used():
+    launcher = SpawnLauncher(LightningEnvironment(), 1, start_method="fork")
+    assert "forked from one that had a process group open" in launcher.launch(_forks_with_a_group)
+
+
 def test_a_group_is_opened_once_and_a_closed_one_leaves_no_keys_behind():
     launcher = SpawnLauncher(LightningEnvironment(), 2, start_method="fork")
     assert launcher.launch(_open_twice_and_once_more_after_closing) == "done"

@@ -298,10 +298,21 @@ def test_workers_that_are_kept_alive_change_nothing(stop: int) -> None:
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [("distributed sampler", "has a DistributedSampler of its own"), ("iterable", "Read it by index")],
+    [
+        ("distributed sampler", "has a DistributedSampler of its own"),
+        ("iterable", "Read it by index"),
+        ("torchdata", "keeps its own place.*Use torch.utils.data.DataLoader"),
+    ],
 )
 def test_what_cannot_be_dealt_anew_to_another_number_of_processes_is_told(kind: str, words: str) -> None:
-    make = {**LOADERS, "iterable": lambda: DataLoader(Stream(), 2)}[kind]
+    if kind == "torchdata":
+        stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+    made: dict[str, Any] = {
+        **LOADERS,
+        "iterable": lambda: DataLoader(Stream(), 2),
+        "torchdata": lambda: stateful(Samples(SIZE), 2),
+    }
+    make = made[kind]
     run = Run(make(), rank=0, world_size=2)
     run.go(2)
     file = run.save()
@@ -355,6 +366,59 @@ def test_another_number_of_processes_reads_what_is_left(before: int, after: int,
             visits.update(batch.tolist())
     assert set(visits) == set(range(48))
     assert visits.total() - 48 < after
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("processes", [(1, 2, 2), (2, 3, 1), (3, 1, 1)])
+def test_own_batches_of_unknown_number_stay_the_same_whoever_goes_on(processes: Any, num_workers: int) -> None:
+    """They are drawn one by one from a generator of their own, which stands elsewhere in every process."""
+
+    def make() -> Any:
+        return DataLoader(range(SIZE), batch_sampler=OwnBatches(), num_workers=num_workers)  # type: ignore[arg-type]
+
+    whole = list(OwnBatches())
+    found: list[Any] = []
+    states: list[Any] = []
+    for num, stop in zip(processes, (1, 1, SIZE), strict=True):
+        shares, saved = [], []
+        for rank in range(num):
+            view = ResumableLoader(make(), rank=rank, world_size=num, repeats=False)
+            if states:
+                view.load_state_dict(states[rank] if len(states) == num else states[0])
+            shares.append([batch.tolist() for _, batch in zip(range(stop), view, strict=False)])
+            saved.append(view.state_dict())
+        states = saved
+        found += [share[place] for place in range(len(shares[0])) for share in shares if place < len(share)]
+    assert found == whole
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("generator", [False, True])
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 2])
+def test_torchdata_that_several_processes_share_goes_on(stop: int, num_workers: int, generator: bool) -> None:
+    stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+
+    def make(rank: int, seed: int = 0) -> Any:
+        torch.manual_seed(seed)
+        how = {"generator": torch.Generator().manual_seed(9)} if generator else {}
+        loader = stateful(range(SIZE), batch_size=2, shuffle=True, num_workers=num_workers, **how)
+        return ResumableLoader(loader, rank=rank, world_size=2, seed=3)
+
+    visits: Counter[int] = Counter()
+    for rank in range(2):
+        loader = make(rank)
+        whole = [[batch.tolist() for batch in loader] for _ in range(2)]
+        first = make(rank)
+        done = [batch.tolist() for _, batch in zip(range(stop), first, strict=False)]
+        second = make(rank, seed=77)
+        second.load_state_dict(first.state_dict())
+        assert done + [batch.tolist() for batch in second] == whole[0]
+        assert [batch.tolist() for batch in second] == whole[1]
+        visits.update(sample for batch in whole[0] for sample in batch)
+    assert set(visits) == set(range(SIZE))
+    assert visits.total() - SIZE <= 2
 
 
 def test_going_on_loads_no_sample_twice() -> None:

@@ -7,7 +7,7 @@ from torch import nn
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.forecast import make_forecast
 from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy
-from fulmen.fabric.strategies.pipeline import Pipeline
+from fulmen.fabric.strategies.pipeline.cuts import Pipeline
 
 
 def build():

@@ -188,22 +188,43 @@ def test_processes_that_are_asked_to_end_may_save_first(folder):
     assert _are_gone(pids)
 
 
-def _fork_rank_zero(monkeypatch, output: Path, others: str, num_processes: int = 2) -> int:
+def _fork_rank_zero(monkeypatch, output: Path, others: str, num_processes: int = 2, *, hears: bool = False) -> int:
     """A process that runs for ever as rank 0, while the others run a program that needs no torch."""
     command = [sys.executable, "-I", "-S", "-u", "-c", f"import os, signal, time; print(os.getpid()); {others}"]
     monkeypatch.setattr(script, "command_again", lambda: command)
     output.touch()
     pid = os.fork()
     if pid == 0:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, _leave if hears else signal.SIG_DFL)
+        os.environ["RANK_ZERO"] = str(os.getpid())
         with open(output, "w") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         try:
             ScriptLauncher(LightningEnvironment(), num_processes).launch(time.sleep, 600)
+        except SystemExit:
+            time.sleep(300)  # Python ends, and takes its time
         finally:
             os._exit(99)
     return pid
+
+
+def _leave(number, frame):
+    raise SystemExit(128 + number)
+
+
+def test_a_request_that_a_failure_has_led_to_does_not_hide_it(folder, monkeypatch):
+    # Rank 2 is ended because rank 1 is gone, and hands that on, as a run does that can be stopped in any process.
+    ready = str(folder / "ready")
+    two = "signal.signal(signal.SIGTERM, lambda *_: os.kill(int(os.environ['RANK_ZERO']), signal.SIGTERM))"
+    one = f"[time.sleep(0.02) for _ in iter(lambda: os.path.exists({ready!r}), True)]; os.kill(os.getpid(), 9)"
+    others = f"exec({one!r} if os.environ['RANK'] == '1' else {two!r}); open({ready!r}, 'w'); time.sleep(600)"
+    pid = _fork_rank_zero(monkeypatch, folder / "output", others, num_processes=3, hears=True)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGKILL
+    output = (folder / "output").read_text()
+    assert "Rank 1 of 3 failed first" in output
+    assert "killed by SIGKILL" in output
 
 
 def test_a_killed_process_ends_all_and_gives_its_exit_code(folder, monkeypatch):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from fulmen.fabric import Fabric
+from fulmen.fabric.environments.default import LightningEnvironment
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
+from fulmen.fabric.launchers.spawn import SpawnLauncher
 from fulmen.fabric.precision import bitsandbytes as module_under_test
 from fulmen.fabric.precision.bitsandbytes import BitsandbytesPrecision
 
@@ -169,6 +173,32 @@ def test_a_wrong_checkpoint_is_answered_by_torch(mode: str) -> None:
     state["surplus"] = torch.ones(1)
     with pytest.raises(RuntimeError, match="surplus"):
         model.load_state_dict(state)
+
+
+def _replicas(folder: Path) -> None:
+    torch.set_num_threads(1)
+    for mode in MODES:
+        torch.manual_seed(dist.get_rank() if dist.is_initialized() else os.getpid())  # other weights in each process
+        fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp", plugins=BitsandbytesPrecision(mode))  # type: ignore[arg-type]
+        fabric.launch()
+        model: Any = fabric.setup(Net())
+        torch.save(evaluated(model), folder / f"{mode}.{fabric.global_rank}")
+
+
+def test_replicas_have_the_scales_of_the_first(tmp_path: Path) -> None:
+    SpawnLauncher(LightningEnvironment(), 2, 1, "fork").launch(_replicas, tmp_path)
+    for mode in MODES:
+        one, other = (torch.load(tmp_path / f"{mode}.{rank}") for rank in range(2))
+        assert torch.equal(one, other), mode
+
+
+def test_what_belongs_to_weights_and_is_no_parameter() -> None:
+    for mode, count in {"nf4": 1, "nf4-dq": 3, "int8": 1, "int8-training": 0}.items():
+        precision = BitsandbytesPrecision(mode)  # type: ignore[arg-type]
+        layer = precision.convert_module(nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64)))
+        assert len(precision.beside_parameters(layer)) == count
+        layer(torch.ones(1, 64, dtype=precision.dtype))
+        assert len(precision.beside_parameters(layer)) == count
 
 
 def test_with_a_gpu_in_the_machine_it_waits_for_the_move(monkeypatch: pytest.MonkeyPatch) -> None:

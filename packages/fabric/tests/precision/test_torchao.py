@@ -78,6 +78,15 @@ def test_what_would_change_nothing_is_refused():
         TorchAOPrecision(ignore_modules=["hed"]).convert_module(make_net())
 
 
+@needs_torchao
+def test_strategies_that_cannot_send_its_weights_are_refused():
+    with pytest.raises(ConfigurationError, match="TorchAOPrecision with DDPStrategy, which copies"):
+        Fabric(accelerator="cpu", devices=2, strategy="ddp", plugins=TorchAOPrecision("int8"))
+    with pytest.raises(ArgumentTypeError, match="Pass FSDPPrecision\\('bf16-mixed'\\)"):
+        Fabric(accelerator="cpu", devices=2, strategy="fsdp", plugins=TorchAOPrecision())
+    assert Fabric(accelerator="cpu", devices=2, strategy="ddp", plugins=TorchAOPrecision()).strategy.precision
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind", "words"),
     [

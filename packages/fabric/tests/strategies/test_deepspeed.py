@@ -4,6 +4,7 @@ Runs where the package is installed (`nox -s deepspeed`). One group of processes
 """
 
 import os
+import warnings
 from functools import partial
 
 import pytest
@@ -441,6 +442,70 @@ def what_cannot_be_saved_leaves_nothing(n, folder):
             fabric.save(path, {"model": model, "wrong": wrong})
     fabric.barrier()
     assert [one for one in os.listdir(folder) if "unsafe" in one] == []
+
+
+def heard(section, name):
+    """What an engine has read of a section."""
+    kept = section if isinstance(section, dict) else vars(section)
+    return kept[name]
+
+
+@case(1)
+def the_engine_reads_every_argument(n, folder):
+    """So that no name is one that this DeepSpeed does not know."""
+    offload = {"stage": 3, "offload_optimizer": True, "offload_parameters": True}
+    recomputed = {"partition_activations": True, "config": {"activation_checkpointing": {"number_checkpoints": 2}}}
+    values = {
+        ("reduce_bucket_size", "allgather_bucket_size"): (1000, lambda c: c.zero_config, {}),
+        ("contiguous_gradients", "overlap_comm", "reduce_scatter"): (False, lambda c: c.zero_config, {}),
+        ("allgather_partitions",): (False, lambda c: c.zero_config, {}),
+        ("sub_group_size",): (100, lambda c: c.zero_config, {"stage": 3}),
+        ("params_buffer_count", "params_buffer_size", "max_in_cpu"): (
+            3,
+            lambda c: c.zero_config.offload_param,
+            offload,
+        ),
+        ("optimizer_buffer_count",): (9, lambda c: c.zero_config.offload_optimizer, offload),
+        ("pin_memory",): (True, lambda c: c.zero_config.offload_optimizer, offload),
+        ("block_size", "queue_depth", "thread_count"): (4096, lambda c: c.aio_config, {}),
+        ("single_submit",): (True, lambda c: c.aio_config, {}),
+        ("overlap_events",): (False, lambda c: c.aio_config, {}),
+        ("cpu_checkpointing", "synchronize_checkpoint_boundary"): (
+            True,
+            lambda c: c.activation_checkpointing_config,
+            {},
+        ),
+        ("contiguous_memory_optimization",): (True, lambda c: c.activation_checkpointing_config, recomputed),
+        ("loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"): (
+            8,
+            lambda c: c.float16_config,
+            {"precision": "16-mixed"},
+        ),
+        ("zero_allow_untested_optimizer",): (False, vars, {}),
+    }
+    renamed = {"thread_count": "intra_op_parallelism"}
+    for names, (value, section, more) in values.items():
+        more, here = dict(more), dict.fromkeys(names, value)
+        if "config" in more:
+            more["config"] = {"zero_optimization": {"stage": 2}} | more["config"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some change nothing beside the others
+            fabric = deepspeed(n, **here, **more)
+        module = build()
+        model, optimizer = fabric.setup(module, torch.optim.AdamW(module.parameters()))
+        engine = model._forward_module
+        for name in names:
+            place = renamed.get(name) or name.removeprefix("params_").removeprefix("optimizer_")
+            assert heard(section(engine._config), place) == value, name
+        fabric.backward(model(batches()[0].float()).square().mean(), model=model)
+        optimizer.step()
+    fabric = deepspeed(n, stage=3, offload_parameters=True, pin_memory=True)
+    module = build()
+    model, _ = fabric.setup(module, adam(module.parameters()))
+    assert model._forward_module._config.zero_config.offload_param.pin_memory
+    module = build()
+    with pytest.raises(ConfigurationError, match=r"zero_allow_untested_optimizer=False.*cannot step with SGD"):
+        deepspeed(n, zero_allow_untested_optimizer=False).setup(module, momentum(module.parameters()))
 
 
 # --- what is refused, where the processes are

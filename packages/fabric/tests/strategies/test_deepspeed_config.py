@@ -8,23 +8,22 @@ from hypothesis import strategies as st
 
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.strategies.deepspeed.arguments import DEFAULTS, NAMES, DeepSpeedArguments, LossScaling
-from fulmen.fabric.strategies.deepspeed.config import (
-    SECTIONS,
+from fulmen.fabric.strategies.deepspeed.checks import (
     agreed,
-    arguments_from,
     check_absent,
     check_precision,
     check_remote_device,
+)
+from fulmen.fabric.strategies.deepspeed.config import (
+    arguments_from,
     chosen,
     completed,
     config_from,
     counts_batches,
     merged,
-    offloads,
-    precision_in,
     read_config,
-    zero_stage,
 )
+from fulmen.fabric.strategies.deepspeed.sections import SECTIONS, offloads, precision_in, zero_stage
 
 VALUES = {
     bool: st.booleans(),

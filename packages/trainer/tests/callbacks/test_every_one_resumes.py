@@ -142,6 +142,10 @@ CASES: dict[str, Any] = {
         ours.StochasticWeightAveraging(0.02, 1),
         pruning(use_lottery_ticket_hypothesis=False),
     ],
+    "finetuning and rates": lambda _: [
+        ours.BackboneFinetuning(unfreeze_backbone_at_epoch=1),
+        ours.LearningRateMonitor(),
+    ],
     "accumulation, stopping and rates": lambda _: [
         ours.GradientAccumulationScheduler({1: 2}),
         ours.EarlyStopping("val_loss", patience=5, min_delta=10.0),

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fulmen.fabric.errors import MisconfigurationException
 from fulmen.trainer.callbacks.lr_monitor import LearningRateMonitor
+from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.loggers.csv import CSVLogger
 from fulmen.trainer.trainer import Trainer
@@ -82,7 +83,8 @@ def fit(folder: Path, monitor: LearningRateMonitor, make: Any, **flags: Any) -> 
     logger = CSVLogger(folder)
     off = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     defaults: dict[str, Any] = {"accelerator": "cpu", "logger": logger, "max_epochs": 1, "log_every_n_steps": 1}
-    trainer = Trainer(callbacks=[monitor], default_root_dir=folder, **off, **(defaults | flags))
+    given = {"callbacks": [monitor], **defaults, **flags}
+    trainer = Trainer(default_root_dir=folder, **off, **given)
     trainer.fit(Net(make), DataLoader(TensorDataset(torch.ones(2, 4)), batch_size=1))
     path = Path(logger.log_dir) / "metrics.csv"
     if not path.exists():
@@ -206,3 +208,18 @@ def test_two_groups_of_one_name_are_refused(tmp_path):
 
     with pytest.raises(MisconfigurationException, match=r"SGD.*\['a'\]"):
         fit(tmp_path, LearningRateMonitor(), same)
+
+
+def test_a_group_that_is_added_while_training_is_logged_from_then_on(tmp_path):
+    class Adds(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                trainer.optimizers[0].add_param_group({"params": [nn.Parameter(torch.ones(1))], "lr": 0.25})
+
+    monitor = LearningRateMonitor(log_momentum=True)
+    rows, _ = fit(tmp_path, monitor, sgd, callbacks=[Adds(), monitor], max_epochs=2)
+    assert monitor.lrs["lr-SGD/pg2"][0] == 0.25
+    assert set(monitor.lrs) == {"lr-SGD", "lr-SGD/pg1", "lr-SGD/pg2"}
+    assert len(monitor.lrs["lr-SGD"]) == 1
+    assert monitor.last_momentum_values["lr-SGD/pg2-momentum"] == 0.9
+    assert [("lr-SGD/pg2" in row) for row in rows] == [False, True]

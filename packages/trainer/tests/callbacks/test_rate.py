@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,14 +15,21 @@ def test_an_even_pace_is_measured_whatever_happens_between(pace, moves):
     for move, size in moves:
         if move == "work":
             done, now_s = done + size, now_s + size / pace
-            rate.measure(done, now_s)
         elif move == "pause":
             now_s += size
-            rate.pass_over(now_s)
-        measured = rate.measure(done, now_s)
-        assert (measured is None) == (done == 0)
-        if measured is not None:
-            assert abs(measured - pace) <= 1e-3 * pace
+            rate.pass_over(size)
+        else:
+            measured = rate.measure(done, now_s)
+            assert (measured is None) == (done == 0)
+            assert measured is None or abs(measured - pace) <= 1e-3 * pace
+
+
+@given(start=st.integers(0, 1000), seconds=st.floats(0.01, 100))
+def test_the_first_batch_of_a_run_that_goes_on_takes_as_long_as_it_takes(start, seconds):
+    rate = Rate()
+    rate.begin(0, 5.0)
+    rate.skip_to(start)
+    assert rate.measure(start + 1, 5.0 + seconds) == pytest.approx(1 / seconds)
 
 
 def test_it_follows_a_new_pace():

@@ -40,3 +40,11 @@ def test_without_rich_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
     with pytest.raises(ModuleNotFoundError, match=r"RichModelSummary needs .*'fulmen-trainer\[rich\]'"):
         RichModelSummary()
+
+
+def test_on_a_narrow_screen_no_name_is_cut_short(make_trainer, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    RichModelSummary(max_depth=2).on_fit_start(make_trainer(), Net())
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= 50

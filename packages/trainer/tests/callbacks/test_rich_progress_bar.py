@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fulmen.fabric.errors import ConfigurationError
+from fulmen.fabric.errors import ConfigurationError, MisconfigurationException
 from fulmen.trainer.callbacks import rich_columns
 from fulmen.trainer.callbacks.rich_progress_bar import RichProgressBar
 from fulmen.trainer.callbacks.rich_theme import RichProgressBarTheme
@@ -71,6 +71,43 @@ def test_the_bar_shows_epoch_rate_and_metrics(make_trainer):
     last = frames(screen)[-1]
     assert re.match(r"Epoch 1/9 ━{30} 20/20 0:00:00<0:00:00 \S+it/s v_num: 0 loss: 0.123 acc: 0.980\s", last)
     assert bar.progress is None
+
+
+@pytest.mark.parametrize("start", [0, 7])
+def test_the_rate_is_that_of_the_first_batch_from_the_first_batch_on(start, make_trainer, monkeypatch):
+    now_s = 100.0
+    monkeypatch.setattr("fulmen.trainer.callbacks.rich_progress_bar.monotonic", lambda: now_s)
+    bar, screen = bar_on()
+    trainer = trainer_with_metrics(make_trainer)
+    bar.setup(trainer, None, "fit")
+    bar.on_train_start(trainer, None)
+    bar.on_train_epoch_start(trainer, None)
+    for batch_idx in range(start, 20):
+        now_s += 0.2
+        bar.on_train_batch_end(trainer, None, None, None, batch_idx)
+    bar.on_train_end(trainer, None)
+    rates = {float(rate) for frame in frames(screen) for rate in re.findall(r"(\S+)it/s", frame)}
+    assert rates - {0.0} == {5.0}
+
+
+def test_validation_is_no_part_of_the_rate_and_the_steps_before_it_are(make_trainer, monkeypatch):
+    now_s = 100.0
+    monkeypatch.setattr("fulmen.trainer.callbacks.rich_progress_bar.monotonic", lambda: now_s)
+    bar, screen = bar_on()
+    trainer = trainer_with_metrics(make_trainer, num_training_batches=300, num_val_batches=[1])
+    bar.setup(trainer, None, "fit")
+    bar.on_train_start(trainer, None)
+    bar.on_train_epoch_start(trainer, None)
+    for batch_idx in range(300):
+        now_s += 0.03125
+        bar.on_train_batch_end(trainer, None, None, None, batch_idx)
+        if batch_idx % 3 == 1:
+            bar.on_validation_start(trainer, None)
+            now_s += 2.0
+            bar.on_validation_end(trainer, None)
+    bar.on_train_end(trainer, None)
+    rates = {float(rate) for frame in frames(screen) for rate in re.findall(r"300 \S+ (\S+)it/s", frame)}
+    assert rates - {0.0} == {32.0}
 
 
 def test_on_a_narrow_screen_metrics_have_their_own_line_and_keep_it(make_trainer):
@@ -302,3 +339,16 @@ def test_on_a_narrow_screen_numbers_stay_whole_and_the_bar_gets_shorter(make_tra
     train(bar, trainer, epochs=1, batches=20)
     assert "…" not in screen.getvalue()
     assert "it/s" in screen.getvalue()
+
+
+@pytest.mark.parametrize("theme", ["dark", RichProgressBarTheme(progress_bar="no such colour")])
+def test_a_theme_that_cannot_be_drawn_with_is_refused(theme):
+    with pytest.raises(MisconfigurationException, match=r"theme='dark'|progress_bar='no such colour'"):
+        RichProgressBar(theme=theme)
+
+
+def test_a_style_may_be_one_of_the_consoles():
+    from rich.theme import Theme
+
+    kwargs = {"theme": Theme({"mine": "red"})}
+    RichProgressBar(theme=RichProgressBarTheme(progress_bar="mine", time="repr.number"), console_kwargs=kwargs)

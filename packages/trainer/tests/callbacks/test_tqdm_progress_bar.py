@@ -15,6 +15,8 @@ from fulmen.fabric.errors import ConfigurationError
 from fulmen.trainer.callbacks.tqdm_bar import Tqdm
 from fulmen.trainer.callbacks.tqdm_progress_bar import TQDMProgressBar
 
+CLOCKS = ("time", "monotonic")
+
 
 class Terminal(io.StringIO):
     def isatty(self):
@@ -143,6 +145,25 @@ def test_validation_and_sanity_check_have_a_bar_and_leave_no_trace(screen, make_
     assert "2/2" in screen.getvalue()
     bar.on_exception(trainer, None, RuntimeError())
     assert not Tqdm._instances
+
+
+def test_validation_is_no_part_of_the_rate_and_the_steps_before_it_are(screen, make_trainer, monkeypatch):
+    now_s = 100.0
+    for clock in ("tqdm.std.time", *(f"fulmen.trainer.callbacks.tqdm_progress_bar.{name}" for name in CLOCKS)):
+        monkeypatch.setattr(clock, lambda: now_s)
+    bar, trainer = TQDMProgressBar(), trainer_with_metrics(make_trainer, num_training_batches=300, num_val_batches=[1])
+    bar.setup(trainer, None, "fit")
+    bar.on_train_start(trainer, None)
+    bar.on_train_epoch_start(trainer, None)
+    for batch_idx in range(300):
+        now_s += 0.03
+        bar.on_train_batch_end(trainer, None, None, None, batch_idx)
+        bar.on_validation_start(trainer, None)
+        now_s += 0.02
+        bar.on_validation_end(trainer, None)
+    shown = [float(rate) for rate in re.findall(r"([0-9.]+)it/s", screen.getvalue())]
+    assert len(shown) > 50
+    assert all(32 < rate < 35 for rate in shown)
 
 
 def evaluate(bar, trainer, batches):

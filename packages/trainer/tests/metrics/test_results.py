@@ -3,6 +3,8 @@ import io
 import pytest
 import torch
 import torchmetrics
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fulmen.trainer.metrics.log_call import STEP, decide
 from fulmen.trainer.metrics.results import Entry, Phase, Results
@@ -83,7 +85,7 @@ class Total:
         setattr(self.metric, name, value)
 
     def compute(self):
-        return self.metric.compute().sum()
+        return torch.as_tensor(self.metric.compute()).sum()  # an empty list, where there is nothing to join
 
 
 @pytest.mark.parametrize("kind", [torchmetrics.SumMetric, torchmetrics.CatMetric])
@@ -103,6 +105,26 @@ def test_a_metric_object_that_loaders_share_has_for_each_the_value_at_its_end(ki
     assert float(metric.compute().sum()) == 15.0
     results.clear()
     assert not metric.update_called
+
+
+@pytest.mark.parametrize("kind", [torchmetrics.SumMetric, torchmetrics.CatMetric])
+@given(seen=st.sets(st.integers(0, 4)), told=st.permutations(range(5)))
+def test_a_process_that_saw_no_batch_of_a_loader_has_what_came_before_it(kind, seen, told):
+    results, metric = Results(Stage.VALIDATE, 5), Total(kind())
+    for loader in sorted(seen):
+        results.enter_loader(loader)
+        metric.update(2.0**loader)
+        entry = entry_of("a", loader)
+        entry.metric = metric
+        results.add(entry)
+    for loader in [one for one in told if one not in seen]:  # in whatever order others tell of them
+        entry = entry_of("a", loader)
+        results.learn_metric(entry, metric)
+        results.add(entry)
+    for entry in results.entries:
+        entry.compute_metric()
+    found = {entry.call.dataloader_idx: float(entry.final) for entry in results.entries}
+    assert found == {loader: sum(2.0**one for one in seen if one <= loader) for loader in range(5)}
 
 
 def test_a_metric_object_of_the_only_loader_is_not_copied():

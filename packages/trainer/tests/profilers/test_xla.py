@@ -60,3 +60,12 @@ def test_it_has_a_name_and_says_what_is_missing(happened, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_xla", None)
     with pytest.raises(ModuleNotFoundError, match=r"XLAProfiler needs .*pip install torch_xla"):
         choose_profiler("xla")
+
+
+def test_ranges_that_an_error_left_open_end_with_the_run(happened):
+    profiler = XLAProfiler()
+    for name in ("a.training_step", "a.backward"):
+        profiler.start(name)
+    profiler.teardown("fit")
+    assert [one[2] for one in happened if one[0] == "end"] == ["backward", "training_step"]
+    profiler.stop("a.backward")

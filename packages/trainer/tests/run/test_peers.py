@@ -120,3 +120,27 @@ def test_who_fails_knows_whether_the_others_fail_too(store: Any) -> None:
     assert not first.fail_together(within_s=0.1)
     third.fail(ValueError("the same mistake"))
     assert first.fail_together(within_s=10.0)
+
+
+def test_who_saves_after_a_failure_knows_whether_the_others_come(store: Any) -> None:
+    first, second = (Peers(store, rank, 2, ends_alone=False) for rank in range(2))
+    said: list[bool] = []
+    waiting = threading.Thread(target=lambda: said.append(second.come_together(1, within_s=600.0)))
+    waiting.start()
+    assert first.come_together(1, within_s=600.0)
+    waiting.join()
+    assert said == [True]
+    # Who is in the middle of its end is waited for.
+    waiting = threading.Thread(target=lambda: said.append(first.come_together(2, within_s=0.0)))
+    waiting.start()
+    waiting.join(0.3)
+    assert said == [True]
+    second.leave()
+    waiting.join()
+    assert said == [True, False]
+    # Who has ended its part of the run may come after it.
+    waiting = threading.Thread(target=lambda: said.append(first.come_together(3, within_s=600.0)))
+    waiting.start()
+    assert second.come_together(3, within_s=600.0)
+    waiting.join()
+    assert said == [True, False, True]

@@ -91,19 +91,35 @@ def test_what_came_before_a_process_of_the_run_listens_for_itself_is_not_lost():
 
 
 def test_who_is_told_to_end_does_not_wait_for_ever_for_the_others_to_come(monkeypatch):
-    monkeypatch.setattr(module, "_MEET_WITHIN_S", 0.1)
+    monkeypatch.setattr(module, "_SET_UP_WITHIN_S", 0.1)
     signals = Signals()
-    with pytest.raises(InterruptedBySignal) as caught, signals.listening(), signals.meeting():  # noqa: PT012  # as above
+    with pytest.raises(InterruptedBySignal) as caught, signals.listening(), signals.setting_up():  # noqa: PT012  # as above
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(50)
         pytest.fail("went on")
     assert caught.value.signum == signal.SIGTERM
 
 
+def test_who_has_met_the_others_keeps_to_a_signal_that_is_acted_on_in_good_order(monkeypatch):
+    monkeypatch.setattr(module, "_SET_UP_WITHIN_S", 0.0)
+    signals, ended = Signals(), []
+    before = signal.getsignal(signal.SIGUSR1)
+    with contextlib.suppress(InterruptedBySignal), signals.listening(also=[signal.SIGUSR1]):
+        with signals.setting_up():
+            signals.stop_with_others(None, 0, 1)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.7)  # the watch looks every 0.2 s
+        ended.append(signals.caught)
+        signals.finish()
+    assert ended == [signal.SIGUSR1]
+    assert signals.stopped
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
 def test_who_is_told_to_end_while_the_others_come_goes_on_to_where_all_stop():
     signals = Signals()
     with pytest.raises(InterruptedBySignal), signals.listening():  # noqa: PT012  # what raises is the last line
-        with signals.meeting():
+        with signals.setting_up():
             os.kill(os.getpid(), signal.SIGTERM)
         assert signals.caught
         signals.finish()

@@ -11,7 +11,7 @@ import torchmetrics
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fulmen.fabric.strategies.pipeline import Pipeline
+from fulmen.fabric.strategies.pipeline.cuts import Pipeline
 from fulmen.trainer.callbacks.pruning import ModelPruning
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import SumMetric
 
+from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy as FabricModelParallelStrategy
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.errors import ConfigurationError
@@ -107,8 +108,13 @@ def fitted(folder, sizes, *, save=None, ckpt_path=None, context=None):
     strategy = "auto"
     if sizes:
         plan = PLAN if context is None else {"": "ring", "qkv": "shard"}
-        strategy = ModelParallelStrategy(
-            parts, tensors, plan=plan, replicate_size=replicas, context_parallel_size=context or 1
+        kind = ModelParallelStrategy if ckpt_path is None else FabricModelParallelStrategy  # the Trainer takes both
+        strategy = kind(
+            data_parallel_size=parts,
+            tensor_parallel_size=tensors,
+            plan=plan,
+            replicate_size=replicas,
+            context_parallel_size=context or 1,
         )
     watch, module = Watch(save), Net() if context is None else Reader()
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)

@@ -16,8 +16,10 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, TensorDataset
 
+from fulmen.fabric.precision.base import UniformPrecision
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
+from fulmen.trainer.errors import ConfigurationError
 from fulmen.trainer.strategies.ddp import DDPStrategy
 from fulmen.trainer.strategies.fsdp import FSDPStrategy
 from fulmen.trainer.strategies.half_summed import MEAN, apart, mean_of, put, take
@@ -74,6 +76,11 @@ def in_other_types(module):
     fully_shard(module, mesh=module.device_mesh["data_parallel"], mp_policy=policy)
 
 
+def inner_only(module):
+    fully_shard(module.body, mesh=module.device_mesh["data_parallel"])
+    fully_shard(module.head, mesh=module.device_mesh["data_parallel"])
+
+
 def tensors(module):
     plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
     parallelize_module(module.body, module.device_mesh["tensor_parallel"], plan)
@@ -90,8 +97,18 @@ CASES = {
     "tensor parallel": (lambda: ModelParallelStrategy(1, 2), tensors, 1),
     "alone": (lambda: "auto", None, 1),
 }
+# Layers that configure_model has split, and a type that they did not have: in float64, nothing is rounded on the way.
+CONVERTED = {"data parallel": (fully, inner_only), "tensor parallel": (tensors,)}
+CONVERTED_TO = {"64-true": 1e-12, "bf16-true": 0.02}  # how near the weights are to those of one process
 COMPILED = ("ddp", "fsdp", "fsdp, a folder")
 BY_HAND = ("fsdp", "data parallel", "tensor parallel")
+
+
+class Exchanging(UniformPrecision):
+    precision = "exchanging"
+
+    def convert_module(self, module):
+        raise AssertionError("layers that are split were exchanged")
 
 
 class SaveAfter(Callback):
@@ -122,10 +139,12 @@ def data(batch_size):
     return DataLoader(TensorDataset(x, x.prod(1, keepdim=True)), batch_size=batch_size)
 
 
-def fitted(folder, case, *callbacks, ckpt_path=None, manual=False, split=None, compiled=False):
+def fitted(folder, case, *callbacks, ckpt_path=None, manual=False, split=None, compiled=False, then=None, **how):
     """The whole weights after two epochs of six batches, of which three make a step."""
     make, own_split, parts = CASES[case]
     module = Net(split or own_split, manual, compiled)
+    if converts := split is not None and "precision" in how:
+        module.float()
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = Trainer(
         accelerator="cpu",
@@ -135,10 +154,18 @@ def fitted(folder, case, *callbacks, ckpt_path=None, manual=False, split=None, c
         max_epochs=2,
         accumulate_grad_batches=1 if manual else WINDOW,
         default_root_dir=folder,
-        precision="64-true" if split is None else None,
+        **({"precision": "64-true"} if split is None else how),
         **quiet,
     )
     trainer.fit(module, data(4 // parts), ckpt_path=ckpt_path)
+    if then is not None:
+        trainer = Trainer(accelerator="cpu", devices=PROCESSES, strategy=make(), max_epochs=1, precision=then, **quiet)
+        trainer.fit(module, data(4 // parts))
+    if converts:
+        dtypes = {parameter.dtype for parameter in module.parameters()}
+        assert dtypes == {trainer.strategy.precision_plugin.compute_dtype}
+        # Split, also after the run.
+        assert case == "alone" or all(hasattr(one, "full_tensor") for one in module.body.parameters())
     state = module.state_dict()
     return {name: getattr(value, "full_tensor", value.clone)().detach().clone() for name, value in state.items()}
 
@@ -171,6 +198,18 @@ def run_all(folder, rank):
         for compiled in (True, False):
             seen[f"{case} compiled, then {compiled}"] = fitted(folder, case, ckpt_path=path, compiled=compiled)
         seen[f"{case} compiled later"] = fitted(folder, case, ckpt_path=folder / f"{case}.ckpt", compiled=True)
+    for case, splits in CONVERTED.items():
+        for split in splits:
+            for precision in CONVERTED_TO:
+                name = f"{case} {split.__name__} {precision}"
+                seen[name] = fitted(folder, case, split=split, precision=precision)
+    with pytest.raises(ConfigurationError) as refused:
+        fitted(folder, "data parallel", split=fully, plugins=[Exchanging(torch.float64)])
+    seen["exchanged"] = str(refused.value)
+    fitted(folder, "data parallel", then="64-true")  # split in the first of two runs
+    with pytest.raises(ConfigurationError) as refused:
+        fitted(folder, "data parallel", then="bf16-true")
+    seen["another type"] = str(refused.value)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fitted(folder, "data parallel", SaveAfter(4, folder / "other.ckpt"), split=in_other_types)
@@ -231,6 +270,29 @@ def test_another_strategy_goes_on_inside_the_window(name, seen, alone):
 def test_a_compiled_part_saves_and_loads_the_names_of_a_plain_one(case, which, seen, alone):
     for one in seen[:PROCESSES]:
         assert_close(one[f"{case} {which}"], alone[False])
+
+
+@pytest.mark.parametrize("precision", CONVERTED_TO)
+def test_layers_that_configure_model_has_split_get_the_type_of_the_precision(precision, seen, tmp_path):
+    plain = fitted(tmp_path, "alone", split=lambda module: None, precision=precision)
+    for one in seen[:PROCESSES]:
+        for case, splits in CONVERTED.items():
+            for split in splits:
+                weights = one[f"{case} {split.__name__} {precision}"]
+                assert weights.keys() == plain.keys()
+                for name, value in plain.items():
+                    torch.testing.assert_close(weights[name], value, rtol=0, atol=CONVERTED_TO[precision])
+
+
+def test_a_precision_that_exchanges_layers_comes_before_the_split(seen):
+    for one in seen[:PROCESSES]:
+        assert "Trainer(precision='exchanging') exchanges layers, and Net has split its own" in one["exchanged"]
+
+
+def test_what_a_run_has_split_keeps_its_type(seen):
+    for one in seen[:PROCESSES]:
+        assert "Trainer(precision='bf16-true') got Net, which was split before this run" in one["another type"]
+        assert "has parameters in torch.float64. What is split goes on" in one["another type"]
 
 
 def test_one_process_keeps_the_means_of_all(seen):

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
@@ -21,7 +22,7 @@ from fulmen.cli.config_files import config_files, read_config
 from fulmen.cli.instantiate import CLASS_PATH_KEY, INSTANTIATOR_KEY
 from fulmen.fabric.checkpoint_io.torch import TorchCheckpointIO
 from fulmen.fabric.errors import CheckpointError
-from fulmen.fabric.filesystem import exists, is_dir, is_local, local_path
+from fulmen.fabric.filesystem import is_dir, is_local, local_path
 from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.trainer.core.loading import CHECKPOINT_PAST_HPARAMS_KEYS
 from fulmen.trainer.core.module import LightningModule
@@ -108,7 +109,7 @@ def offered_by(path: str) -> Offered | None:
     checkpoint: Any
     if is_dir(path):
         checkpoint = _plain_of_shards(path)
-    elif is_local(path) and exists(path):
+    elif is_local(path) and os.path.isfile(local_path(path)):
         try:
             # Mapped: of a large file only this is read.
             checkpoint = torch.load(local_path(path), map_location="cpu", weights_only=True, mmap=True)

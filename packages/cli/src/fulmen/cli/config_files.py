@@ -40,8 +40,8 @@ def read_config(text: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(_content(text) if _is_file(text) else text)
-    except (OSError, ValueError, ImportError, RecursionError, yaml.YAMLError):
+        return _load(_content(text) if _is_file(text) else text)
+    except (OSError, ValueError, ImportError, RecursionError, OverflowError, yaml.YAMLError):
         return None
 
 
@@ -66,14 +66,14 @@ def yaml_problem(arguments: Sequence[str]) -> tuple[str, str] | None:
 
     for path in _all_files(arguments):
         try:
-            # Not safe_load alone: it stops at tags only when it builds.
-            yaml.safe_load(_content(path))
+            # Not composed alone: it stops at tags only when it builds.
+            _load(_content(path))
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             return path, f"line {mark.line + 1}: {error.problem}" if mark else str(error.problem)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             return path, str(error)
-        except (OSError, ImportError):
+        except (OSError, ImportError, RecursionError, OverflowError):
             continue
     return None
 
@@ -91,7 +91,7 @@ def key_set_twice(arguments: Sequence[str]) -> tuple[str, str, int, int] | None:
     for path in _all_files(arguments):
         try:
             _check_extent(_content(path))
-            root = yaml.compose(_content(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            root = yaml.compose(_content(path), Loader=_loader())
             found = _set_twice(root, (), set())
         except (OSError, ValueError, ImportError, yaml.YAMLError):  # told where the file is read
             continue
@@ -112,13 +112,27 @@ def is_too_long_a_number(text: str) -> bool:
     return 0 < most < len(text) and text.lstrip("+-").replace("_", "").isdecimal()
 
 
+def _loader() -> Any:
+    # The one that jsonargparse reads with: what it takes and another would not (tabs) was never looked at otherwise.
+    import yaml
+
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _load(text: str) -> Any:
+    import yaml
+
+    _check_extent(text)
+    return yaml.load(text, Loader=_loader())
+
+
 def _check_extent(text: str) -> None:
     # By events, which need no stack: the composer of libyaml would end the process.
     import yaml
 
     sizes: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = []  # the anchor, and how many values so far
-    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    for event in yaml.parse(text, Loader=_loader()):
         if isinstance(event, yaml.CollectionStartEvent):
             open_nodes.append((event.anchor, 1))
             if len(open_nodes) > _DEEPEST:
@@ -231,7 +245,7 @@ def _line(path: str, keys: Sequence[str]) -> int | None:
     import yaml
 
     try:
-        node = yaml.compose(_content(path))
+        node = yaml.compose(_content(path), Loader=_loader())
     except (OSError, ValueError, ImportError, yaml.YAMLError):
         return None
     line: int | None = None

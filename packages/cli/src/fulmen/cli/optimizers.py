@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fulmen.cli.instantiate import instantiate_class
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.trainer.core.module import LightningModule
@@ -95,7 +96,7 @@ def use_in(
     """
     if type(module).configure_optimizers is not LightningModule.configure_optimizers:
         rank_zero_warn(
-            f"{type(module).__name__}.configure_optimizers of the model will be replaced. The command line names an"
+            f"{class_name(module)}.configure_optimizers of the model will be replaced. The command line names an"
             " optimizer, and that wins. Leave it out to train with the model's own."
         )
 

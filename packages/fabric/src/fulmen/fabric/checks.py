@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fulmen.fabric.arguments import check_flag
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.rank_zero import rank_zero_warn
 
@@ -114,7 +115,7 @@ def check_clipping(module: object, optimizer: object, clip_val: Any, max_norm: A
         )
     if not isinstance(module, nn.Module) or not hasattr(optimizer, "param_groups"):
         raise ArgumentTypeError(
-            f"fabric.clip_gradients({type(module).__name__}, {type(optimizer).__name__}, ...) got something else than"
+            f"fabric.clip_gradients({class_name(module)}, {type(optimizer).__name__}, ...) got something else than"
             " a module and an optimizer. Clipped are the gradients of the parameters that the optimizer steps."
             " Pass the module first and the optimizer second."
         )
@@ -180,7 +181,7 @@ def warn_about_strangers(module: nn.Module, optimizers: Iterable[Any]) -> None:
         stepped = [parameter for group in groups for parameter in group["params"]]
         if own and stepped and not any(id(parameter) in own for parameter in stepped):
             rank_zero_warn(
-                f"fabric.setup({type(module).__name__}(...), {type(optimizer).__name__}(...)) got an optimizer that"
+                f"fabric.setup({class_name(module)}(...), {type(optimizer).__name__}(...)) got an optimizer that"
                 " steps no parameter of this module. It was built for another module, or for a copy of this one."
                 " Build it from `module.parameters()`."
             )

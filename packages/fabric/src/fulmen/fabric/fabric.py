@@ -35,6 +35,7 @@ from fulmen.fabric.checks import (
     check_state,
     warn_about_strangers,
 )
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.collectives.tensors import parse_reduce_op
 from fulmen.fabric.compiled import unwrap_compiled
 from fulmen.fabric.data.resumable import ResumableLoader
@@ -47,6 +48,7 @@ from fulmen.fabric.run_flags import is_run_by_command, resolve
 from fulmen.fabric.seeding import run_seed, seed_everything
 from fulmen.fabric.selection import Plugin, select
 from fulmen.fabric.strategies.base import Strategy
+from fulmen.fabric.strategies.batch_mover import batch_mover
 from fulmen.fabric.strategies.capabilities import ShardsAtInit, SkipsGradientSync
 from fulmen.fabric.trees import convert_to_scalars, convert_to_tensors, map_tensors, move_to_device
 from fulmen.fabric.types import CollectibleGroup, Optimizable, ReduceOp
@@ -347,9 +349,9 @@ class Fabric:
         view = ResumableLoader(
             processed, rank=sharing["rank"], world_size=sharing["num_replicas"], repeats=repeats, seed=run_seed()
         )
-        moves_itself = type(self._strategy).batch_to_device is not Strategy.batch_to_device
-        place = self._strategy.batch_to_device if moves_itself else None
-        return FabricDataLoader(view, self.device if moves else None, place)
+        if not moves:
+            return FabricDataLoader(view)
+        return FabricDataLoader(view, self.device, batch_mover(self._strategy, self.device))
 
     def backward(self, tensor: Tensor, *args: Any, model: FabricModule | None = None, **kwargs: Any) -> None:
         """`tensor.backward(...)`, with what strategy and precision have to do around it (such as loss scaling).
@@ -409,7 +411,7 @@ class Fabric:
         """
         if not isinstance(unwrap_compiled(module), FabricModule):
             raise ArgumentTypeError(
-                f"fabric.no_backward_sync({type(module).__name__}(...)) got a module that is not set up."
+                f"fabric.no_backward_sync({class_name(module)}(...)) got a module that is not set up."
                 " Only the strategy's wrapper synchronises gradients. Pass the module that `fabric.setup` returned."
             )
         if isinstance(self._strategy, SkipsGradientSync):

@@ -13,6 +13,7 @@ import platform
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +35,7 @@ THIS_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 UPLOAD_NAME = "fulmen-upload"
 # What this process has written aside and could not remove, as where permission was taken away meanwhile.
 _UNREMOVED: set[Path] = set()
+_NO_FILE = "it is a pipe or a device, and no file"
 
 
 def is_local(path: PathLike) -> bool:
@@ -77,6 +79,35 @@ def is_dir(path: PathLike) -> bool:
     if is_local(path):
         return os.path.isdir(local_path(path))
     return bool(get_filesystem(path).isdir(os.fspath(path)))
+
+
+def open_file(path: PathLike) -> IO[bytes]:
+    """Open the local file `path` for reading, without a buffer.
+
+    Raises:
+        OSError: Also for a pipe or a device: whoever opens one may wait for ever, and it has no end.
+    """
+
+    def at_once(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # means nothing to a file
+
+    file = open(local_path(path), "rb", buffering=0, opener=at_once)  # noqa: SIM115 (the caller closes it)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, _NO_FILE, os.fspath(path))
+    return file
+
+
+def refuse_special(path: PathLike) -> None:
+    """A file that is moved to `path` would take the place of what is there.
+
+    Raises:
+        OSError: If that is a pipe or a device, such as `/dev/null`.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        mode = os.lstat(local_path(path)).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+            raise OSError(errno.EINVAL, _NO_FILE, os.fspath(path))
 
 
 def list_dir(path: PathLike) -> list[str]:
@@ -213,6 +244,7 @@ def _upload(file: Path, path: str) -> None:
 @contextmanager
 def _atomic_local(path: Path, mode: str, kwargs: dict[str, Any]) -> Iterator[IO[Any]]:
     _remove_what_is_left()
+    refuse_special(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     is_open = False

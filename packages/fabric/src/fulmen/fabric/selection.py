@@ -129,7 +129,7 @@ def select(
         except ConfigurationError as error:
             flags = f"strategy={type(built).__name__}, precision=..."
             raise type(error)(f"{caller}({flags}): {error}") from error
-    _check_precision_fits(built.precision, on_node[0].type, caller)
+    _check_precision_fits(built, on_node[0].type, caller)
     if isinstance(built, ParallelStrategy):
         built.parallel_devices = on_node
         built.cluster_environment = environment
@@ -157,10 +157,20 @@ def _check_accelerator_flag(accelerator: object, caller: str) -> None:
         )
     if isinstance(accelerator, str) and accelerator in known:
         return
+    _refuse_class(accelerator, f"{caller}(accelerator={{}})")
     raise ConfigurationError(
         f"{caller}(accelerator={accelerator!r}) names no accelerator. Known names are {', '.join(map(repr, known))}."
         " Pass one of them, or an Accelerator object."
     )
+
+
+def _refuse_class(given: object, argument: str) -> None:
+    if isinstance(given, type):
+        name = given.__name__
+        raise ConfigurationError(
+            f"{argument.format(name)} is a class, not an object. The argument is a name or an object."
+            f" Pass {name}(...), or one of the names."
+        )
 
 
 def _check_strategy_flag(strategy: object, registry: Registry[type[Strategy]], caller: str) -> None:
@@ -168,6 +178,7 @@ def _check_strategy_flag(strategy: object, registry: Registry[type[Strategy]], c
         return
     if isinstance(strategy, str) and strategy in registry:
         return
+    _refuse_class(strategy, f"{caller}(strategy={{}})")
     known = ", ".join(map(repr, ["auto", *registry.names()]))
     raise ConfigurationError(
         f"{caller}(strategy={strategy!r}) names no strategy. Known names are {known}."
@@ -183,8 +194,9 @@ def _sort_plugins(plugins: object, caller: str) -> _Plugins:
     for plugin in plugins if isinstance(plugins, list | tuple) else [plugins]:
         kind = next((name for name, base in kinds.items() if isinstance(plugin, base)), None)
         if kind is None:
+            kind_given = "class" if isinstance(plugin, type) else type(plugin).__name__
             raise ArgumentTypeError(
-                f"{caller}(plugins=...) got {plugin!r}, a {type(plugin).__name__}."
+                f"{caller}(plugins=...) got {plugin!r}, a {kind_given}."
                 f" A plugin is one of {', '.join(base.__name__ for base in kinds.values())}."
                 " Pass objects of these types, at most one of each."
             )
@@ -383,7 +395,16 @@ def _check_strategy_fits(
         )
 
 
-def _check_precision_fits(precision: Precision, device_type: str, caller: str) -> None:
+def _check_precision_fits(built: Strategy, device_type: str, caller: str) -> None:
+    precision = built.precision
+    can, strategy = precision.parameters_may_be, type(built).__name__
+    if (can == "alone" and not isinstance(built, SingleDeviceStrategy)) or (can != "split" and built.splits_parameters):
+        done, instead = ("splits", "'ddp'") if built.splits_parameters and can != "alone" else ("copies", "'auto'")
+        raise ConfigurationError(
+            f"{caller} cannot use {type(precision).__name__} with {strategy}, which {done} parameters: its quantized"
+            f" weights are more than the tensors that would be sent. Pass strategy={instead}"
+            f"{' and devices=1' if can == 'alone' else ''}, or precision='bf16-mixed'."
+        )
     if precision.device_types and device_type not in precision.device_types:
         raise ConfigurationError(
             f"{caller} cannot use {type(precision).__name__} on devices of type {device_type!r}."

@@ -142,25 +142,30 @@ def move_data_to_device(batch: Any, device: DeviceLike) -> Any:
     Copies to a GPU do not wait; whoever reads the result on that GPU finds them done.
     """
     target = torch.device(device)
-    # To the CPU or to MPS the copy must have ended before Python reads it.
-    non_blocking = target.type not in ("cpu", "mps")
+    non_blocking = not waits_for_copies(target)
 
     def move(item: Any) -> Any:
         if isinstance(item, Tensor):
             return item.to(target, non_blocking=non_blocking)
-        if not _can_move(item):
+        if not can_move(item):
             return item
         moved = item.to(target)
         # `to` of an object that moves in place often returns nothing.
         return item if moved is None else moved
 
-    return map_tree(batch, move, is_leaf=_can_move)
+    return map_tree(batch, move, is_leaf=can_move)
 
 
 move_to_device = move_data_to_device
 
 
-def _can_move(item: Any) -> bool:
+def waits_for_copies(device: torch.device) -> bool:
+    """Must a copy to `device` have ended before Python goes on? To the CPU and to MPS, what is read would be wrong."""
+    return device.type in ("cpu", "mps")
+
+
+def can_move(item: Any) -> bool:
+    """Has `item` a method `to(device)`, as tensors have?"""
     return callable(getattr(item, "to", None)) and not isinstance(item, type)
 
 
@@ -200,14 +205,14 @@ def convert_to_tensors(data: Any, device: DeviceLike) -> Any:
         for kind, to_tensor in conversions:
             if isinstance(leaf, kind):
                 return to_tensor(leaf)
-        if _can_move(leaf):
+        if can_move(leaf):
             return leaf
         raise ConfigurationError(
             f"{leaf!r} cannot become a tensor. It is a {type(leaf).__name__}, and only tensors, numbers, booleans and"
             " numpy arrays can travel between processes and devices as tensors. Leave it out, or convert it before."
         )
 
-    return move_data_to_device(map_tree(data, convert, is_leaf=_can_move), target)
+    return move_data_to_device(map_tree(data, convert, is_leaf=can_move), target)
 
 
 def convert_to_scalars(data: Any) -> Any:

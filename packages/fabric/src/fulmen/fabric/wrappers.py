@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.compiled import load_plain_state, plain_state, unwrap_compiled
 from fulmen.fabric.data.resumable import ResumableLoader
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, ForwardBypassedError, UnknownMethodError
@@ -40,14 +41,21 @@ class _BackwardState:
     num_running = 0
 
 
-@contextmanager
-def backward_through_strategy() -> Iterator[None]:
-    """Inside, tensors that need the strategy's backward accept it."""
-    _BackwardState.num_running += 1
-    try:
-        yield
-    finally:
+class _ThroughStrategy:
+    # A generator would cost several calls in each step.
+    def __enter__(self) -> None:
+        _BackwardState.num_running += 1
+
+    def __exit__(self, *_: object) -> None:
         _BackwardState.num_running -= 1
+
+
+_THROUGH_STRATEGY = _ThroughStrategy()
+
+
+def backward_through_strategy() -> AbstractContextManager[None]:
+    """Inside, tensors that need the strategy's backward accept it."""
+    return _THROUGH_STRATEGY
 
 
 def overrides_backward(strategy: Strategy) -> bool:
@@ -84,6 +92,10 @@ def _guard_backward(output: Any) -> Any:
     return output
 
 
+def _guarded(forward_module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return _guard_backward(forward_module(*args, **kwargs))
+
+
 class FabricModule(nn.Module):
     """A module as `Fabric.setup` returns it: forward runs in the chosen precision, through the strategy's wrapper.
 
@@ -115,6 +127,8 @@ class FabricModule(nn.Module):
         attributes["_is_plain"] = strategy.precision.is_plain and not self._guards_backward
         if self._is_plain:
             attributes["forward"] = forward_module.__call__
+        elif strategy.precision.leaves_forward:
+            attributes["forward"] = partial(_guarded, forward_module)
 
     @property
     def module(self) -> nn.Module:
@@ -169,7 +183,7 @@ class FabricModule(nn.Module):
         name = method if isinstance(method, str) else getattr(method, "__name__", repr(method))
         if not callable(getattr(self.module, name, None)):
             raise UnknownMethodError(
-                f"mark_forward_method({name!r}) names no method of {type(self.module).__name__}."
+                f"mark_forward_method({name!r}) names no method of {class_name(self.module)}."
                 " Only methods of the module that was set up can be marked."
                 " Check the spelling, or define the method on the module's class."
             )
@@ -238,7 +252,7 @@ def refusing_forward(
             else (f"the precision {precision!r}", "and would compute in another one")
         )
         raise ForwardBypassedError(
-            f"`{method_name}` of {type(module).__name__} ran a forward past {what}."
+            f"`{method_name}` of {class_name(module)} ran a forward past {what}."
             f" That part would not see this call, {harm}."
             f" Call `mark_forward_method({method_name!r})` on the module that setup() returned, or call the module."
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.rank_zero import rank_zero_info
 from fulmen.trainer.checkpoint import restore
 from fulmen.trainer.checkpoint.durable import settle
@@ -104,7 +105,8 @@ def _run(context: RunContext, plan: Plan) -> Any:
     with ExitStack() as undo:
         try:
             try:
-                _set_up(context, plan)
+                with context.signals.setting_up():
+                    _set_up(context, plan)
                 undo.enter_context(torch.autograd.set_detect_anomaly(context.settings.detect_anomaly))
                 answer = plan.work()
             except StopRun:
@@ -115,6 +117,7 @@ def _run(context: RunContext, plan: Plan) -> Any:
             caught = context.signals.caught
             if caught and isinstance(error, Exception) and _is_consequence(error, context):
                 interruption = ending(caught)
+                context.signals.fail(interruption)
                 _fail(context, plan, interruption, done)
                 raise interruption from error
             blamed = context.signals.fail(error)
@@ -139,8 +142,7 @@ def _set_up(context: RunContext, plan: Plan) -> None:
         with hooks.inside("configure_optimizers"):  # nothing may be logged here either
             hooks.callbacks = with_callbacks_of(module, hooks.callbacks)
     hooks.compile()
-    with context.signals.meeting():
-        strategy.setup_environment()
+    strategy.setup_environment()
     context.signals.stop_with_others(
         strategy.shared_store(),
         strategy.global_rank,
@@ -150,7 +152,7 @@ def _set_up(context: RunContext, plan: Plan) -> None:
     # Read before anything else is done: it may be damaged.
     path, checkpoint = _read(context, plan)
     if hooks.are_timed:
-        context.profiler.setup(
+        hooks.profiling.setup(
             stage=entry,
             local_rank=strategy.local_rank if strategy.world_size > 1 else None,
             log_dir=plan.log_dir() if plan.log_dir is not None else None,
@@ -222,7 +224,7 @@ def _hparams_to_log(module: LightningModule, datamodule: Any) -> Mapping[str, An
         }
         differ = [name for name in own if name in initial and not _is_same(initial[name], own[name])]
         if differ:
-            first, name = type(module).__name__, differ[0]
+            first, name = class_name(module), differ[0]
             raise MisconfigurationException(
                 f"{first} and {type(owner).__name__} both have the hyperparameters {', '.join(map(repr, differ))}, with"
                 f" different values: {name!r} is {initial[name]!r} and {own[name]!r}. Loggers get those of both as one."
@@ -263,24 +265,9 @@ def _end(context: RunContext, plan: Plan, done: _Done) -> None:
     done.teardown = True
     _give_turns(_teardowns(context, plan))
     settle(context)  # callbacks may have saved or removed one
-    _report_times(context, plan)
+    hooks.profiling.end(plan.entry)
     done.finalize = True
     context.metrics.outlets.finalize(context.metrics.loggers, "success")
-
-
-def _report_times(context: RunContext, plan: Plan) -> None:
-    """The report of the profiler; an error there is only said, since the run itself has ended well."""
-    profiler = context.profiler
-    for name, call in (("describe", profiler.describe), ("teardown", partial(profiler.teardown, stage=plan.entry))):
-        try:
-            call()
-        except Exception:
-            log.exception(
-                "%s.%s failed when the run had ended. The run stands as it is, since a profiler only watches it. Its"
-                " report may be missing: the traceback says why.",
-                type(profiler).__name__,
-                name,
-            )
 
 
 def _is_consequence(error: Exception, context: RunContext) -> bool:
@@ -334,7 +321,7 @@ def _fail(context: RunContext, plan: Plan, error: BaseException, done: _Done) ->
     told.append(context.strategy.teardown)
     if not done.teardown:
         told += _teardowns(context, plan)
-    told.append(partial(context.profiler.teardown, stage=plan.entry))
+    told.append(partial(hooks.profiling.teardown, plan.entry))
     for call in told:
         try:
             call()

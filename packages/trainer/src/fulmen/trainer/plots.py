@@ -15,6 +15,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ _RATE_COLOURS = ("#333333", "#CC79A7", "#56B4E9", "#E69F00", "#8C6BB1", "#999999
 _LINES = ("-", "--", ":", "-.")
 _MAX_PANELS = 30  # a picture that nobody can take in shows nothing
 _COLUMNS_FROM = (7, 15)  # so many panels, and there are two columns, and three
+_MAX_POINTS = 2000  # of a line that can be followed; beyond, it is a band, and its means are drawn on it
+_NUM_MEANS = 400
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,11 @@ class Axis:
         """Are its units epochs?"""
         return len(self.last_steps) > 1
 
+    @cached_property
+    def _ends(self) -> tuple[list[int], list[int]]:
+        known = sorted(self.last_steps)
+        return known, [self.last_steps[epoch] for epoch in known]
+
     def place(self, step: int) -> float:
         """Where a step lies: 1.0 is the end of the first epoch.
 
@@ -150,8 +158,7 @@ class Axis:
         """
         if not self.in_epochs:
             return float(step)
-        known = sorted(self.last_steps)
-        ends = [self.last_steps[epoch] for epoch in known]
+        known, ends = self._ends
         index = min(bisect.bisect_left(ends, step), len(ends) - 1)
         before = ends[index - 1] if index else -1
         part = (step - before) / max(1, ends[index] - before)
@@ -208,7 +215,7 @@ def _draw(curves: Sequence[Curve], axis: Axis, best: Kept | None, *, title: str)
         axes.append(figure.add_subplot(cell, sharex=axes[0] if axes else None))
     shown: set[str] = set()
     for name, ax in zip(names, axes, strict=True):
-        _style(ax, _wrapped(name, 90 // num_columns))
+        _style(ax, _wrapped(f"{name}{_gaps_of(panels[name])}", 90 // num_columns))
         labels = _panel(ax, panels[name], axis)
         if not labels <= shown:  # the colours mean the same in all panels
             ax.legend(framealpha=0.9, edgecolor="none", fontsize=9, labelcolor=_INK, loc="best")
@@ -252,18 +259,22 @@ def _panel(ax: Any, curves: Sequence[Curve], axis: Axis) -> set[str]:
     labels: set[str] = set()
     for curve in sorted(curves, key=lambda curve: (curve.stage != "train", curve.grain != "step", curve.loader)):
         places = [axis.place(step) for step in curve.steps]
-        # Beside its own mean over the epoch, the noise of single steps is background.
+        values, colour = curve.values, _COLOURS[curve.stage]
+        # Beside its own mean over the epoch, the noise of single steps is background; so it is beside means of many.
         faint = curve.grain == "step" and (curve.stage, curve.loader) in both
+        if len(places) > _MAX_POINTS and not faint:
+            ax.plot(places, values, color=colour, alpha=0.3, linewidth=1.0, zorder=1)
+            places, values = _means(places, values)
         label = " ".join(filter(None, (_LABELS[curve.stage], curve.loader)))
         if label in labels or (faint and label):
             label = ""
         if not faint:
-            clear += [value for value in curve.values if math.isfinite(value)]
+            clear += [value for value in values if math.isfinite(value)]
         labels |= {label} - {""}
         ax.plot(
             places,
-            curve.values,
-            color=_COLOURS[curve.stage],
+            values,
+            color=colour,
             alpha=0.3 if faint else 1.0,
             linestyle=_LINES[loaders.index(curve.loader) % len(_LINES)],
             linewidth=1.0 if faint else 1.8,
@@ -280,6 +291,8 @@ def _panel(ax: Any, curves: Sequence[Curve], axis: Axis) -> set[str]:
         ax.yaxis.set_minor_formatter(NullFormatter())
         ax.tick_params(which="minor", left=False)
     _fit_height(ax, clear)
+    if not any(math.isfinite(value) for curve in curves for value in curve.values):
+        ax.set_yticks([])  # numbers beside nothing
     return labels
 
 
@@ -288,9 +301,13 @@ def _rate_panel(ax: Any, rates: Sequence[Curve], axis: Axis) -> None:
 
     for number, curve in enumerate(rates):
         colours = len(_RATE_COLOURS)
+        # Logged once per epoch, it holds until the next time, or the end.
+        holds = axis.in_epochs and 1 < len(curve.steps) <= len(axis.last_steps)
+        steps = [*curve.steps, max(axis.last_steps.values())] if holds else curve.steps
         ax.plot(
-            [axis.place(step) for step in curve.steps],
-            curve.values,
+            [axis.place(step) for step in steps],
+            [*curve.values, curve.values[-1]] if holds else curve.values,
+            drawstyle="steps-post" if holds else "default",
             color=_RATE_COLOURS[number % colours],
             linestyle=_LINES[number // colours % len(_LINES)],
             linewidth=1.4,
@@ -356,9 +373,26 @@ def _shortened(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width // 2 - 1]}…{text[-width // 2 :]}"
 
 
+def _means(places: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Means of neighbours, as many from each; of what is finite."""
+    points = [(place, value) for place, value in zip(places, values, strict=True) if math.isfinite(value)]
+    size = max(1, -(-len(points) // _NUM_MEANS))
+    groups = [points[begin : begin + size] for begin in range(0, len(points), size)]
+    means = [tuple(math.fsum(numbers) / len(group) for numbers in zip(*group, strict=True)) for group in groups]
+    return [place for place, _ in means], [value for _, value in means]
+
+
+def _gaps_of(curves: Sequence[Curve]) -> str:
+    """What to say of values that no line can show."""
+    num_all = sum(len(curve.values) for curve in curves)
+    num_gaps = sum(not math.isfinite(value) for curve in curves for value in curve.values)
+    return f"   ({num_gaps:,} of {num_all:,} values are NaN or infinite)" if num_gaps else ""
+
+
 def _is_long_tailed(values: Sequence[float]) -> bool:
     """Do the values reach over so many orders of magnitude that their end would be a flat line?"""
-    return bool(values) and min(values) > 0 and max(values) / min(values) > 50
+    # A few that happen to lie near zero are no tail.
+    return bool(values) and min(values) > 0 and max(values) / sorted(values)[len(values) // 20] > 50
 
 
 def _plain_number(value: float, _: object) -> str:

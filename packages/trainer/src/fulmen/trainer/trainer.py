@@ -51,7 +51,7 @@ from fulmen.trainer.run.environment import defaults_from_environment
 from fulmen.trainer.run.settings import Settings, root_folder
 from fulmen.trainer.run.signals import Signals
 from fulmen.trainer.run.state import RunState
-from fulmen.trainer.stages import EntryPoint
+from fulmen.trainer.stages import EntryPoint, Stage
 from fulmen.trainer.strategies.base import Strategy
 from fulmen.trainer.strategies.layer_sync import LayerSync
 
@@ -341,21 +341,20 @@ class Trainer(TrainerProperties):
 
         Raises:
             ConfigurationError: If there is no module yet.
-            CheckpointError: If it cannot be written; nothing half-written stays behind. Also where the run has failed
-                in this process, and not in the others, which do not come to save with it.
+            CheckpointError: If it cannot be written; nothing half-written stays behind. Also after a run that failed,
+                where other processes do not come to save with this one.
         """
         if self.lightning_module is None:
             raise ConfigurationError(
                 f"Trainer.save_checkpoint({str(filepath)!r}) has nothing to save."
                 " No module has been run by this Trainer. Call fit, validate, test or predict first."
             )
-        if self.interrupted and self.world_size > 1 and not self.context.signals.end_together():
+        if self.interrupted and self.world_size > 1 and (reason := self.context.signals.why_alone()):
             raise CheckpointError(
                 f"Trainer.save_checkpoint({str(filepath)!r}) was called in rank {self.global_rank} of"
-                f" {self.world_size}, after the run had failed in this rank alone. A checkpoint is written by all of"
-                " them together, and the others are in work: this one would wait for them. Go on from the last"
-                " checkpoint that was saved before, or keep the weights of this rank by"
-                " torch.save(trainer.lightning_module.state_dict(), ...)."
+                f" {self.world_size}, after {reason}. A checkpoint is written by all of them together, and others do"
+                " not come: this one would wait for them. Go on from the last checkpoint that was saved before, or keep"
+                " the weights of this rank by torch.save(trainer.lightning_module.state_dict(), ...)."
             )
         self._save(self._dump(weights_only=bool(weights_only)), filepath, storage_options)
 
@@ -440,6 +439,8 @@ class Trainer(TrainerProperties):
         check_entry_point(module, self.context.data, entry, self.settings)
         if entry is EntryPoint.FIT:
             self.strategy.check_fit(module, self.settings)
+            source = self.context.data.source(Stage.TRAIN)
+            self.strategy.check_train_loader(None if source is None else source.value, self.settings)
         tell_of_run(self.settings, entry, module, self.callbacks)
         is_given = model is not None
         choice = choose_checkpoint(self, entry, ckpt_path, model_given=is_given, requeue=self._requeue)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.errors import MisconfigurationException
 
 
@@ -77,7 +78,7 @@ def find_attribute(names: Iterable[str], module: Any, datamodule: Any, *, call: 
         if attribute.exists:
             return attribute
     wanted = " or ".join(repr(attribute.name) for attribute in found)
-    owners = type(module).__name__ + (f" nor {type(datamodule).__name__}" if datamodule is not None else "")
+    owners = class_name(module) + (f" nor {type(datamodule).__name__}" if datamodule is not None else "")
     raise NoSuchAttributeError(
         f"{call} finds no attribute {wanted}: neither {owners}, nor their hyperparameters have it."
         " What is found would have no effect."

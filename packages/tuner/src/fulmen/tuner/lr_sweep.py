@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.rank_zero import rank_zero_info, rank_zero_warn
 from fulmen.trainer.core.callback import Callback
@@ -229,7 +230,7 @@ class Sweep(Callback):
             if not self.losses:
                 raise ConfigurationError(
                     f"{self._options.call} met a loss of {loss} in the very first step, at a learning rate of {rate:g}."
-                    f" The step of {type(module).__name__} gives no number even before anything was learned, so there"
+                    f" The step of {class_name(module)} gives no number even before anything was learned, so there"
                     " is no curve. Check the data for NaN and infinity, or look with Trainer(detect_anomaly=True)."
                 )
             if threshold is not None:
@@ -262,7 +263,7 @@ def sweep(options: SweepOptions, trainer: Trainer) -> LRFinder:
         log_every_n_steps=0,
     ) as trial:
         module = trial.lightning_module
-        name = type(module).__name__
+        name = class_name(module)
         num_optimizers = len(trial.strategy.optimizers)
         if num_optimizers != 1:
             raise ConfigurationError(

@@ -29,6 +29,7 @@ from fulmen.fabric.filesystem import (
     list_dir,
     local_path,
     make_dirs,
+    refuse_special,
     remove,
     sync_dir,
     temporary_beside,
@@ -81,6 +82,7 @@ class FolderAside:
                 make_dirs(path)
                 return cls(os.fspath(path), os.fspath(path), f"{secrets.token_hex(4)}_")
             target = Path(local_path(path)).absolute()
+            refuse_special(target)
             target.parent.mkdir(parents=True, exist_ok=True)
             aside = temporary_beside(target)
             aside.mkdir()

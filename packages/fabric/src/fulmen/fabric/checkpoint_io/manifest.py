@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import struct
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -27,6 +30,18 @@ MAX_SEALED_DIGESTS = 1024
 # The record that ends an archive is 22 bytes, its 64-bit form 56 and the pointer to that 20; torch writes no comment.
 ARCHIVE_END_NUM_BYTES = 22
 TAIL_NUM_BYTES = ARCHIVE_END_NUM_BYTES + 56 + 20
+# What `zipfile` raises for a damaged one: also for names that are no text, unknown versions, parts marked as encrypted
+# (RuntimeError) or as compressed.
+UNREADABLE_ARCHIVE = (
+    zipfile.BadZipFile,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 _LOCAL_FILE = b"PK\x03\x04"
 _END = struct.Struct("<4s4H2LH")

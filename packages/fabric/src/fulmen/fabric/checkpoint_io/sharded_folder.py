@@ -25,7 +25,7 @@ from fulmen.fabric.errors import (
     CheckpointNotFoundError,
     ConfigurationError,
 )
-from fulmen.fabric.filesystem import get_filesystem, is_local, join, list_dir, local_path
+from fulmen.fabric.filesystem import get_filesystem, is_local, join, list_dir, local_path, open_file
 from fulmen.fabric.types import PathLike
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ class ShardedFolder:
     @contextmanager
     def _open_raw(self, name: str) -> Iterator[tuple[IO[bytes], int]]:
         if is_local(self.path):
-            with open(os.path.join(local_path(self.path), name), "rb", buffering=0) as local:
+            with open_file(os.path.join(local_path(self.path), name)) as local:
                 yield local, os.fstat(local.fileno()).st_size
             return
         filesystem = get_filesystem(self.path)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fulmen.fabric.checkpoint_io.blocks import BlockReader, Window
+from fulmen.fabric.checkpoint_io.manifest import UNREADABLE_ARCHIVE
 
 # What is smaller is read whole: to look for its bytes would cost more.
 _WORTH_STREAMING = 2**20
@@ -104,7 +105,7 @@ def _contiguous_data(window: Window) -> tuple[int, torch.dtype, tuple[int, ...]]
         assert name_and_extra is not None
         skipped = int.from_bytes(name_and_extra[:2], "little") + int.from_bytes(name_and_extra[2:], "little")
         return record.header_offset + 30 + skipped, dtype, sizes
-    except (zipfile.BadZipFile, pickle.UnpicklingError, LookupError, TypeError, ValueError, AttributeError, EOFError):
+    except (*UNREADABLE_ARCHIVE, pickle.UnpicklingError, TypeError, AttributeError):
         # Not the common case: torch judges it.
         return None
 

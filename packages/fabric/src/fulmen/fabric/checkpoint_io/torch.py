@@ -17,6 +17,7 @@ from fulmen.fabric.checkpoint_io.commit import commit, storage_failures
 from fulmen.fabric.checkpoint_io.manifest import (
     MAX_SEAL_NUM_BYTES,
     TAIL_NUM_BYTES,
+    UNREADABLE_ARCHIVE,
     Digests,
     archive_damage,
     is_archive,
@@ -24,7 +25,7 @@ from fulmen.fabric.checkpoint_io.manifest import (
 )
 from fulmen.fabric.checkpoint_io.safe import CANNOT_PICKLE, cannot_be_saved, unsafe_classes, unsafe_to_load
 from fulmen.fabric.errors import ArgumentTypeError, CheckpointDamagedError, CheckpointError, CheckpointNotFoundError
-from fulmen.fabric.filesystem import get_filesystem, is_dir, is_local, local_path, remove
+from fulmen.fabric.filesystem import get_filesystem, is_dir, is_local, open_file, remove
 from fulmen.fabric.types import PathLike
 
 # What tensors and plain data name in a pickle of torch; anything else is looked at closely.
@@ -118,7 +119,7 @@ class TorchCheckpointIO(CheckpointIO):
 def _read(
     path: PathLike, file: IO[bytes] | Any, num_bytes: int, map_location: Any, weights_only: bool
 ) -> dict[str, Any]:
-    if weights_only and (damage := _compression(file)) is not None:
+    if weights_only and (damage := compression_in(file)) is not None:
         raise damaged(path, num_bytes, damage)
     with read_errors(path, file, num_bytes, map_location=map_location, weights_only=weights_only):
         checkpoint: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=weights_only)
@@ -165,7 +166,7 @@ def opened(path: PathLike) -> Iterator[tuple[IO[bytes], int, Digests | None]]:
     try:
         file: IO[bytes]
         if is_local(path):
-            file = open(local_path(path), "rb", buffering=0)  # noqa: SIM115 (below)
+            file = open_file(path)
         else:
             file = get_filesystem(path).open(os.fspath(path), "rb")
     except FileNotFoundError as error:
@@ -180,6 +181,8 @@ def opened(path: PathLike) -> Iterator[tuple[IO[bytes], int, Digests | None]]:
             f"The checkpoint {os.fspath(path)!r} is a folder, and one file is read here. Pass a file, or use the"
             " strategy that wrote the folder; `fulmen-fabric consolidate` makes one file of it."
         ) from error
+    except OSError as error:
+        raise unreadable(path, 0, error) from error
     with file:
         num_bytes = file.seek(0, os.SEEK_END)
         yield file, num_bytes, _check_ends(path, file, num_bytes)
@@ -223,8 +226,11 @@ def damaged(path: PathLike, num_bytes: int, reason: str) -> CheckpointDamagedErr
     )
 
 
-def _compression(file: IO[bytes] | Any) -> str | None:
-    """What in the archive is compressed: torch never does that, and a file of a megabyte could fill all memory."""
+def compression_in(file: IO[bytes] | Any) -> str | None:
+    """What in the archive is compressed, or why it cannot be read; None if nothing is, or if this is no archive.
+
+    torch never compresses, and a file of a megabyte could fill all memory.
+    """
     file.seek(0)
     try:
         if is_archive(file.read(4)):
@@ -233,7 +239,7 @@ def _compression(file: IO[bytes] | Any) -> str | None:
             for record in records:
                 if record.compress_type != zipfile.ZIP_STORED:
                     return f"its part {record.filename!r} is compressed"
-    except zipfile.BadZipFile as error:
+    except UNREADABLE_ARCHIVE as error:
         return f"its archive cannot be read ({error})"
     finally:
         file.seek(0)

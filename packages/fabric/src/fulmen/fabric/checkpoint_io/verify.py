@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fulmen.fabric.checkpoint_io.blocks import VerifyingFile
-from fulmen.fabric.checkpoint_io.manifest import PassedOver, newest_that_verifies
+from fulmen.fabric.checkpoint_io.manifest import UNREADABLE_ARCHIVE, PassedOver, newest_that_verifies
 from fulmen.fabric.checkpoint_io.sharded_names import METADATA, is_deepspeed, is_sharded
-from fulmen.fabric.checkpoint_io.torch import damaged, opened
+from fulmen.fabric.checkpoint_io.torch import compression_in, damaged, opened
 from fulmen.fabric.errors import CheckpointError
 from fulmen.fabric.filesystem import exists, get_filesystem, is_local, join, local_path, sync_dir
 from fulmen.fabric.types import PathLike
@@ -55,13 +55,14 @@ def raise_if_damaged(path: PathLike) -> None:
 
 
 def _archive_damage(file: object) -> str | None:
-    file.seek(0)  # type: ignore[attr-defined]
+    if (damage := compression_in(file)) is not None:
+        return damage
     if not file.read(4).startswith(b"PK"):  # type: ignore[attr-defined]
         return None  # of before torch 1.6: nothing to compare with
     try:
         with zipfile.ZipFile(file) as archive:  # type: ignore[call-overload]
             name = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
+    except UNREADABLE_ARCHIVE as error:
         return f"its archive cannot be read ({error})"
     return None if name is None else f"its part {name!r} is not what was written"
 

@@ -92,12 +92,18 @@ def init_distributed(
         device_id: The device of this process, for a backend that binds to one.
 
     Raises:
-        ConfigurationError: If torch has no such backend, or another group is open.
+        ConfigurationError: If torch has no such backend, or another group is open, or one from before a fork.
         ProcessFailedError: If not all processes have come within the timeout.
     """
     check_backend(backend)
     rank, world_size = environment.global_rank(), environment.world_size()
     if dist.is_initialized():
+        if _is_inherited():
+            raise ConfigurationError(
+                "This process was forked from one that had a process group open. Of that group it has no threads, and"
+                " would wait for them without end. Run what forks first, pass start_method='spawn' to the strategy, or"
+                " split the program into two."
+            )
         if dist.get_world_size() != world_size:
             raise ConfigurationError(
                 f"{world_size} processes were asked for, and a process group of {dist.get_world_size()} is open."

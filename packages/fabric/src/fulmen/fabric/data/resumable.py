@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from fulmen.fabric.data.generators import GlobalGenerators, generator_state
-from fulmen.fabric.data.length import sized_len
+from fulmen.fabric.data.length import is_map_loader, sized_len
 from fulmen.fabric.data.one_pass import Pass, saved_place, usable_snapshots
 from fulmen.fabric.data.parts import (
     generators_of,
@@ -295,16 +295,19 @@ class ResumableLoader:
         this.order_rng = saved["order_rng"] if is_same_deal or saved["is_dealt"] else saved["sampler_rng"]
         this.given = here.number
         remade = self._remade(this.given, saved)
+        # Without a reference to the view: it would keep workers alive until the garbage collector runs.
+        restore = partial(
+            restore_generators,
+            generators_of(self.loader),
+            saved["generators_now"] if remade is None else remade["made_from"][1],
+        )
+        # A new deal draws its order with the first batch; or, without a length, batch by batch from where it stands.
+        draws_on = not is_same_deal and self._sharded is not None and sized_len(self._sharded.sampler) is None
         return IndexPass(
             skip=here.batch,
-            ahead=saved["ahead"] if is_same_deal else 1,  # a new deal draws its order with the first batch
+            ahead=saved["ahead"] if is_same_deal else 1,
             rng=saved["sampler_rng"],
-            # Without a reference to the view: it would keep workers alive until the garbage collector runs.
-            on_replayed=partial(
-                restore_generators,
-                generators_of(self.loader),
-                saved["generators_now"] if remade is None else remade["made_from"][1],
-            ),
+            on_replayed=None if draws_on else restore,
         )
 
     def _put_off_replay(self, saved: dict[str, Any]) -> None:
@@ -338,7 +341,10 @@ class ResumableLoader:
         if saved is not None and given < skip - (keeper is self._viewed):
             warn_once(replayed(self.loader))
         if saved is not None and skip and saved["world_size"] != self.world_size:
-            warn_once(not_dealt_anew(saved["world_size"], self.world_size, by_index=False))
+            keeps = is_map_loader(self.loader) and keeper is self._viewed
+            warn_once(not_dealt_anew(saved["world_size"], self.world_size, by_index=False, keeps_state=keeps))
+        if self._sharded is not None and keeper is self._viewed:
+            self._sharded.draw()  # the loader may ask twice, and late: when generators stand elsewhere
         remade = self._remade(skip, saved)
         rng = None if saved is None else saved["rng"]
         with under_rng(rng):

@@ -62,6 +62,7 @@ class ShardedSampler(DistributedSampler[Any]):
         self.start = 0  # units of the epoch that are done already
         self.skip = 0  # units of this process's share that are left out then
         self.order_rng: dict[str, Any] | None = None  # the random state of a lone process whose order goes on
+        self.drawn: list[Any] | None = None  # the order of all processes, where it was drawn before anybody asked
         self._orders_itself = not plain
         self.repeats = repeats
 
@@ -90,7 +91,15 @@ class ShardedSampler(DistributedSampler[Any]):
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
 
+    def draw(self) -> None:
+        """Draw the order of the next iteration now, if it has a length: generators may stand elsewhere later."""
+        self.drawn = None
+        order = self._order()
+        self.drawn = list(order) if sized_len(self.sampler) is not None else None
+
     def _order(self) -> Iterable[Any]:
+        if self.drawn is not None:
+            return self.drawn
         if self.order_rng is not None and sized_len(self.sampler) is not None:
             with under_rng(self.order_rng):
                 return list(self.sampler)

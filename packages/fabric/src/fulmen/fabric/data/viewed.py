@@ -187,13 +187,20 @@ def replayed(loader: object) -> str:
     )
 
 
-def not_dealt_anew(saved: int, now: int, *, by_index: bool) -> str:
-    """What to tell where a share that the user has dealt is gone on with by another number of processes."""
-    owner, way_out = (
-        ("has a DistributedSampler of its own", "Leave the sampler to us")
-        if by_index
-        else ("is split by the code of the user", "Read it by index")
-    )
+def not_dealt_anew(saved: int, now: int, *, by_index: bool, keeps_state: bool = False) -> str:
+    """What to tell where another number of processes goes on with shares that cannot be dealt anew.
+
+    Args:
+        saved, now: How many processes there were, and are.
+        by_index: Did the user deal out indices?
+        keeps_state: Does the loader keep its own place?
+    """
+    if keeps_state:
+        owner, way_out = "keeps its own place, in the share of one process", "Use torch.utils.data.DataLoader"
+    elif by_index:
+        owner, way_out = "has a DistributedSampler of its own", "Leave the sampler to us"
+    else:
+        owner, way_out = "is split by the code of the user", "Read it by index"
     return (
         f"The checkpoint was written by {saved} processes, and {now} go on in the middle of an epoch. The loader"
         f" {owner}, so what is left cannot be dealt out anew: some samples may come twice and others not at all."

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from fulmen.fabric.forecast.figures import Traffic, size_text
-from fulmen.fabric.strategies.pipeline import Pipeline, cut_module
-from fulmen.fabric.strategies.pipeline_parts import Crossing, StagedModule
-from fulmen.fabric.strategies.pipeline_steps import cut_batch
+from fulmen.fabric.strategies.pipeline.cuts import Pipeline, cut_module
+from fulmen.fabric.strategies.pipeline.parts import Crossing, StagedModule
+from fulmen.fabric.strategies.pipeline.steps import cut_batch
 from fulmen.fabric.trees import map_tensors
 
 

@@ -147,6 +147,7 @@ class _Children:
         self._stopped: frozenset[int] | None = None  # places of those that `stop` ended
         self._main_is_ending = threading.Event()
         self._is_said = threading.Lock()  # taken, and never given back, by who prints the first failure
+        self._is_asked_by_stop = False
         self._others_may_take_s: float | None = None  # once the main thread has left by `SystemExit`
         self._own: Failure | None = None
 
@@ -189,6 +190,8 @@ class _Children:
     def main_leaves(self, code: object) -> None:
         """This process ends by `SystemExit(code)`, which Python's hook for errors does not see."""
         self._others_may_take_s = GRACE_S if is_request(code) else _CLEAN_UP_S
+        # Who is ended by `stop` takes that for a request, and hands it on to all, this process included.
+        self._is_asked_by_stop = is_request(code) and self._stopped is not None
         self._main_is_ending.set()
 
     def send(self, signum: int) -> None:
@@ -255,10 +258,15 @@ class _Children:
             return
         # With its peers gone, the main thread fails in its next collective, and cleans up after itself. It may also be
         # deep in a computation, or have caught the error.
-        if self._main_is_ending.wait(_CLEAN_UP_S) or not self._is_said.acquire(blocking=False):
+        if self._main_is_ending.wait(_CLEAN_UP_S) and not self._is_asked_because_of(first):
             return
-        _print_last(describe(first, self._world_size))
-        _exit_now(first.exit_code)
+        if self._is_said.acquire(blocking=False):
+            _print_last(describe(first, self._world_size))
+            _exit_now(first.exit_code)
+
+    def _is_asked_because_of(self, first: Failure) -> bool:
+        """Does this process end on a request that there would not be without this failure?"""
+        return self._is_asked_by_stop and first.weight < Weight.REQUESTED
 
     def _at_exit(self, pid: int) -> None:
         if os.getpid() != pid:
@@ -275,8 +283,13 @@ class _Children:
                 else:
                     _wait(process, start + self._others_may_take_s - time.monotonic())
         if self._others_may_take_s is not None:
-            self.stop()  # and Python ends with the code that the program gave
-            return
+            first = self.stop()
+            if first is not None and self._is_asked_because_of(first):
+                if self._is_said.acquire(blocking=False):
+                    _print_last(describe(first, self._world_size))
+                    _exit_now(first.exit_code)
+                time.sleep(_TAKE_APART_S)  # the thread that says it ends this process, too
+            return  # Python ends with the code that the program gave
         first = self.stop() if any(process.returncode for process in self._processes) else None
         if first is None:
             return

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor, nn
 
 from fulmen.fabric.arguments import check_amount, check_count, check_flag, check_location
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, MissingPackageError
 from fulmen.fabric.filesystem import join
 from fulmen.fabric.loggers.base import rank_zero_experiment
@@ -214,7 +215,7 @@ class TensorBoardLogger(VersionedLogger):
         example = getattr(model, "example_input_array", None) if input_array is None else input_array
         if example is None:
             rank_zero_warn(
-                f"The graph of this {type(model).__name__} is not logged: it is traced with a batch, and there is none."
+                f"The graph of this {class_name(model)} is not logged: it is traced with a batch, and there is none."
                 " Pass input_array, or set `example_input_array` on the model."
             )
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ class Precision:
 
     precision: PrecisionName = "32-true"
     device_types: tuple[str, ...] = ()  # the kinds of device that it works on; empty for all
+    # What a strategy may do with its parameters: split them over processes, keep replicas, or have them on one device.
+    parameters_may_be: Literal["split", "replicated", "alone"] = "split"
     _overridden: frozenset[str] = frozenset()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -70,6 +72,11 @@ class Precision:
         return not self._overridden and not self.scales_loss
 
     @property
+    def leaves_forward(self) -> bool:
+        """Is forward what it is without any precision, whatever backward and step are?"""
+        return not self._overridden & {*_FORWARD, "convert_input", "convert_output"}
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """The type in which matrix products are computed, where the device can."""
         return _COMPUTED_IN.get(self.precision, torch.float32)
@@ -77,6 +84,10 @@ class Precision:
     def convert_module(self, module: Module) -> Module:
         """The module in the type in which its parameters are held; usually the same object."""
         return module
+
+    def beside_parameters(self, module: Module) -> list[Tensor]:
+        """Tensors that belong to parameters of `module`, and are none: replicas must have the same."""
+        return []
 
     def tensor_init_context(self) -> AbstractContextManager[Any]:
         """Tensors created inside have the right type."""

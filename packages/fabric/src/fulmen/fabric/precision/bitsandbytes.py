@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.optional_packages import require
 from fulmen.fabric.precision.base import UniformPrecision
@@ -47,6 +48,8 @@ class BitsandbytesPrecision(UniformPrecision):
         ConfigurationError: If the mode is unknown, or does not go with the dtype.
         ArgumentTypeError: If `ignore_modules` is one text and not a set of them.
     """
+
+    parameters_may_be = "replicated"  # what belongs to a quantized weight would stay behind
 
     def __init__(
         self,
@@ -105,7 +108,7 @@ class BitsandbytesPrecision(UniformPrecision):
         """
         if not any(isinstance(layer, Linear) for layer in module.modules()):
             raise ArgumentTypeError(
-                f"BitsandbytesPrecision({self.mode!r}) was given a {type(module).__name__} without linear layers. Only"
+                f"BitsandbytesPrecision({self.mode!r}) was given a {class_name(module)} without linear layers. Only"
                 " the weights of `torch.nn.Linear` are quantized. Use another precision for this module."
             )
         module = super().convert_module(module)
@@ -113,7 +116,7 @@ class BitsandbytesPrecision(UniformPrecision):
             module = exchange_layers(module, self._quantized, is_kept=self._is_ignored)
             if not any(_is_quantizing(layer) for layer in module.modules()):
                 rank_zero_warn(
-                    f"BitsandbytesPrecision({self.mode!r}) quantizes nothing in this {type(module).__name__}: each of"
+                    f"BitsandbytesPrecision({self.mode!r}) quantizes nothing in this {class_name(module)}: each of"
                     " its linear layers is ignored, of a class of its own, or shares its weight with another layer."
                 )
         quantizing: list[Any] = [layer for layer in module.modules() if _is_quantizing(layer)]
@@ -121,6 +124,11 @@ class BitsandbytesPrecision(UniformPrecision):
             if hasattr(layer, "compute_dtype"):  # 4 bits; the user's own may have none
                 layer.compute_dtype, layer.compute_type_is_set = self.dtype, True
         return module
+
+    def beside_parameters(self, module: Module) -> list[Tensor]:
+        """The scales of quantized weights."""
+        layers: list[Any] = [layer for layer in module.modules() if _is_quantizing(layer)]
+        return [scale for layer in layers for scale in _scales(layer)]
 
     def module_init_context(self) -> AbstractContextManager[Any]:
         """Modules created inside are in the type, with quantized linear layers.
@@ -177,6 +185,18 @@ class BitsandbytesPrecision(UniformPrecision):
 
 def _is_quantizing(layer: Module) -> bool:
     return isinstance(layer, Linear) and type(layer).__module__.startswith("bitsandbytes.")
+
+
+def _scales(layer: Any) -> list[Tensor]:
+    if not hasattr(layer, "compute_dtype"):
+        if layer.weight.dtype.is_floating_point:
+            return []  # it trains: forward quantizes it anew
+        found = (getattr(layer.weight, "SCB", None), layer.state.SCB)
+    elif (state := getattr(layer.weight, "quant_state", None)) is None:
+        return []
+    else:
+        found = (state.absmax, *((state.offset, state.state2.absmax) if state.nested else ()))
+    return [scale for scale in found if scale is not None]
 
 
 def _as_int8_params(weight: Tensor, kind: Any) -> Tensor:

@@ -55,6 +55,11 @@ class DeepSpeedPrecision(Precision):
         """Must batches be converted?"""
         return self._dtype is not torch.float32
 
+    @property
+    def leaves_forward(self) -> bool:
+        """Is forward what it is without any precision?"""
+        return not self.converts_input
+
     def convert_module(self, module: Module) -> Module:
         """The module; its parameters in the type of a "true" precision, else the engine casts them."""
         return module.to(self._dtype) if self._makes_in_dtype else module

@@ -30,7 +30,7 @@ _REDUCED_IN = {
     "bf16-true": torch.bfloat16,
     "64-true": torch.float64,
 }
-_NAMES = ("32-true", *_REDUCED_IN)
+NAMES = ("32-true", *_REDUCED_IN)
 
 
 class FSDPPrecision(Precision):
@@ -54,10 +54,10 @@ class FSDPPrecision(Precision):
         scaler: GradScaler | None = None,
         device: str | None = None,
     ) -> None:
-        if precision not in _NAMES:
+        if precision not in NAMES:
             raise ConfigurationError(
                 f"FSDPPrecision(precision={precision!r}) is unknown. It holds or computes sharded parameters in one of"
-                f" few types. Pass one of {', '.join(map(repr, _NAMES))}."
+                f" few types. Pass one of {', '.join(map(repr, NAMES))}."
             )
         if scaler is not None and precision != "16-mixed":
             raise ConfigurationError(

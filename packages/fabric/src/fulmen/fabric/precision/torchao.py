@@ -9,6 +9,7 @@ import torch
 from torch.nn import Linear, Module
 
 from fulmen.fabric.arguments import check_flag
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.optional_packages import require
 from fulmen.fabric.precision.base import UniformPrecision
@@ -76,6 +77,7 @@ class TorchAOPrecision(UniformPrecision):
         super().__init__(dtype)
         require("torchao", purpose="TorchAOPrecision", pip="torchao")
         self.precision = f"torchao-{mode}"
+        self.parameters_may_be = "alone" if mode == "int8" else "split"
         self._mode, self._recipe, self._emulate = mode, recipe, emulate
         self._ignored = frozenset(ignore_modules)
 
@@ -90,13 +92,13 @@ class TorchAOPrecision(UniformPrecision):
         if unknown := sorted(self._ignored - names):
             raise ConfigurationError(
                 f"TorchAOPrecision(ignore_modules={set(self._ignored)!r}) names {unknown[0]!r}, which"
-                f" {type(module).__name__} does not have. It would change nothing. Pass names of named_modules()."
+                f" {class_name(module)} does not have. It would change nothing. Pass names of named_modules()."
             )
         if self._is_exchanged(module):
             return module
         if not any(self._takes(part, name) for name, part in module.named_modules()):
             raise ConfigurationError(
-                f"TorchAOPrecision found no layer to exchange in {type(module).__name__}. It exchanges Linear layers"
+                f"TorchAOPrecision found no layer to exchange in {class_name(module)}. It exchanges Linear layers"
                 f" whose sizes are multiples of {_MULTIPLE} and that are not ignored. Choose such sizes, or leave the"
                 " precision out."
             )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fulmen.fabric.strategies.fsdp import FSDPStrategy as FSDPStrategy
     from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy as ModelParallelStrategy
     from fulmen.fabric.strategies.parallel import ParallelStrategy as ParallelStrategy
-    from fulmen.fabric.strategies.pipeline import Pipeline as Pipeline
+    from fulmen.fabric.strategies.pipeline.cuts import Pipeline as Pipeline
     from fulmen.fabric.strategies.single_device import SingleDeviceStrategy as SingleDeviceStrategy
     from fulmen.fabric.strategies.single_xla import SingleDeviceXLAStrategy as SingleDeviceXLAStrategy
     from fulmen.fabric.strategies.xla.strategy import XLAStrategy as XLAStrategy
@@ -47,7 +47,7 @@ __getattr__, __dir__ = lazy_face(
         "FSDPStrategy": "fulmen.fabric.strategies.fsdp",
         "ModelParallelStrategy": "fulmen.fabric.strategies.model_parallel",
         "ParallelStrategy": "fulmen.fabric.strategies.parallel",
-        "Pipeline": "fulmen.fabric.strategies.pipeline",
+        "Pipeline": "fulmen.fabric.strategies.pipeline.cuts",
         "STRATEGY_REGISTRY": "fulmen.fabric.strategies.catalog",
         "SingleDeviceStrategy": "fulmen.fabric.strategies.single_device",
         "SingleDeviceXLAStrategy": "fulmen.fabric.strategies.single_xla",

@@ -53,6 +53,7 @@ class Strategy(ABC):
     is_distributed: ClassVar[bool] = False
     # The only type of device that it runs on. None: all but XLA, whose operations a strategy has to know.
     device_type: ClassVar[str | None] = None
+    splits_parameters: ClassVar[bool] = False  # over processes
 
     def __init__(
         self,

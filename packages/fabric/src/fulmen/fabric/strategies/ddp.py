@@ -9,12 +9,14 @@ from datetime import timedelta
 from typing import Any, Literal, get_args
 
 import torch
+import torch.distributed as dist
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 
 from fulmen.fabric.accelerators.base import Accelerator
 from fulmen.fabric.arguments import check_amount, check_flag, check_function
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.collectives.process_group import default_pg_timeout
 from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
@@ -114,6 +116,8 @@ class DDPStrategy(ProcessGroupStrategy):
         device = self.root_device
         device_ids = None if device.type == "cpu" else [device.index]
         wrapped = DistributedDataParallel(module, device_ids=device_ids, **self._ddp_kwargs)
+        for tensor in self.precision.beside_parameters(module):
+            dist.broadcast(tensor, 0)  # as the parameters were
         if self._comm_hook is not None:
             hook = self._comm_hook if self._comm_wrapper is None else self._comm_wrapper(self._comm_hook)
             wrapped.register_comm_hook(self._comm_state, hook)
@@ -136,7 +140,7 @@ class DDPStrategy(ProcessGroupStrategy):
             return module.no_sync()
         if any(parameter.requires_grad for parameter in module.parameters()):
             raise ArgumentTypeError(
-                f"no_backward_sync({type(module).__name__}) was called with a module that was not set up."
+                f"no_backward_sync({class_name(module)}) was called with a module that was not set up."
                 " Only the module that setup() returned exchanges gradients."
                 " Pass that one."
             )

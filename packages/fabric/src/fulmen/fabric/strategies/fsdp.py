@@ -17,12 +17,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import Module
 
 from fulmen.fabric.accelerators.base import Accelerator
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.collectives.process_group import default_pg_timeout
 from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.launchers.base import Launcher
 from fulmen.fabric.precision.base import Precision
-from fulmen.fabric.precision.fsdp import FSDPPrecision
+from fulmen.fabric.precision.fsdp import NAMES, FSDPPrecision
 from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.fabric.registry import Registry
 from fulmen.fabric.strategies.base import Strategy
@@ -226,7 +227,7 @@ class FSDPStrategy(MeshStrategy):
             if policies and module not in self._split_here:
                 raise ConfigurationError(
                     "FSDPStrategy(auto_wrap_policy=..., activation_checkpointing_policy=...) got a module to which"
-                    f" fully_shard was applied already, {type(module).__name__}. The policies could change nothing."
+                    f" fully_shard was applied already, {class_name(module)}. The policies could change nothing."
                     " Leave them out, or leave the splitting to the strategy."
                 )
             return module
@@ -241,7 +242,7 @@ class FSDPStrategy(MeshStrategy):
         parts = choose(module, policy)
         if policy is not None and not parts:
             rank_zero_warn(
-                f"FSDPStrategy({name}=...) names no part of {type(module).__name__}, and so changes nothing."
+                f"FSDPStrategy({name}=...) names no part of {class_name(module)}, and so changes nothing."
                 " Pass the classes of modules that it is made of."
             )
         return parts
@@ -323,7 +324,8 @@ def _shown(precision: object) -> str:
 
 def _checked(precision: Precision | None) -> Precision | None:
     if precision is not None and not isinstance(precision, FSDPPrecision):
-        name = precision.precision if isinstance(precision, Precision) else "bf16-mixed"
+        name = getattr(precision, "precision", None)
+        name = name if name in NAMES else "bf16-mixed"
         raise ArgumentTypeError(
             f"FSDPStrategy(precision={_shown(precision)}) does not say in which types to gather and reduce. Parameters"
             f" that are split need a precision that does. Pass FSDPPrecision({name!r}), or precision={name!r} to Fabric"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.fabric.strategies.sharded_tensors import fill, is_dtensor, local_part
@@ -49,7 +50,7 @@ class Materializer:
                 left = [name for name, tensor in _own(part).items() if tensor.is_meta]
                 if left:
                     raise ConfigurationError(
-                        f"param_init_fn={self._init!r} left {left} of {type(part).__name__} on the meta device. It has"
+                        f"param_init_fn={self._init!r} left {left} of {class_name(part)} on the meta device. It has"
                         " to give memory and values to every part that it is called with. Begin it with"
                         " `module.to_empty(device=..., recurse=False)`."
                     )
@@ -81,7 +82,7 @@ def reset_values(part: Module, without_values: set[str]) -> None:
     # torch's own MultiheadAttention has it under the second name.
     reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
     if not callable(reset):
-        without_values.add(type(part).__name__)
+        without_values.add(class_name(part))
         return
     split = {name: value for name, value in part.named_parameters(recurse=False) if is_dtensor(value)}
     # Whole for a moment: a random number generator knows nothing of the parts on other processes.

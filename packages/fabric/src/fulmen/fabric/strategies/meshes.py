@@ -8,7 +8,7 @@ from typing import Any
 from fulmen.fabric.strategies.base import Strategy
 from fulmen.fabric.strategies.mesh_axes import DATA, REPLICATE, TENSOR, every_mesh
 from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy
-from fulmen.fabric.strategies.pipeline import Pipeline
+from fulmen.fabric.strategies.pipeline.cuts import Pipeline
 from fulmen.fabric.strategies.plan import Plan
 
 

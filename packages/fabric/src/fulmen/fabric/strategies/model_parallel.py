@@ -16,6 +16,7 @@ from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 
 from fulmen.fabric.arguments import check_count, check_flag
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.collectives.process_group import default_pg_timeout
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.launchers.base import Launcher
@@ -25,9 +26,9 @@ from fulmen.fabric.strategies.context_parallel import part_of_sequence
 from fulmen.fabric.strategies.known_here import ModulesKnownHere, NotesOnModulesHere
 from fulmen.fabric.strategies.materialize import reset_values, warn_without_values, without_memory
 from fulmen.fabric.strategies.mesh_axes import DATA, PIPELINE, REPLICATE, TENSOR, MeshSizes, Size, mesh_sizes
-from fulmen.fabric.strategies.pipeline import Pipeline
-from fulmen.fabric.strategies.pipeline_split import split_into_stages, take_memory, tensors_here
-from fulmen.fabric.strategies.pipelined import PipelinedStrategy
+from fulmen.fabric.strategies.pipeline.cuts import Pipeline
+from fulmen.fabric.strategies.pipeline.split import split_into_stages, take_memory, tensors_here
+from fulmen.fabric.strategies.pipeline.strategy import PipelinedStrategy
 from fulmen.fabric.strategies.plan import Plan
 from fulmen.fabric.strategies.sharded_tensors import is_dtensor
 from fulmen.fabric.strategies.split_by_plan import check_plan, split_by_plan
@@ -278,7 +279,7 @@ class ModelParallelStrategy(PipelinedStrategy):
 
     def _split_by_function(self, module: Module) -> Module:
         assert self._parallelize_fn is not None
-        name = type(module).__name__
+        name = class_name(module)
         found = self._parallelize_fn(module, self.device_mesh)
         if not isinstance(found, Module):
             raise ArgumentTypeError(

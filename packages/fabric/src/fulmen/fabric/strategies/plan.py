@@ -26,6 +26,7 @@ from typing import Any
 
 from torch.nn import Module
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 
 COLUMN, ROW, SEQUENCE, REPLICATE, SHARD = "column", "row", "sequence", "replicate", "shard"
@@ -125,7 +126,7 @@ class Plan:
         for pattern, style in self._styles.items():
             names = _matching(pattern, modules, parameters)
             if not names:
-                raise ConfigurationError(_nothing(pattern, style, type(module).__name__, modules, parameters))
+                raise ConfigurationError(_nothing(pattern, style, class_name(module), modules, parameters))
             if style.kind == SHARD:
                 # A list of modules has no forward before which its parameters could be gathered.
                 units |= dict.fromkeys(name for name in names if _has_forward(module.get_submodule(name)))
@@ -135,7 +136,7 @@ class Plan:
                 if before != style:
                     raise ConfigurationError(
                         f"ModelParallelStrategy(plan={{{other!r}: {before.text!r}, {pattern!r}: {style.text!r}}})"
-                        f" says two ways to split {name!r} of {type(module).__name__}. A part is split in one way."
+                        f" says two ways to split {name!r} of {class_name(module)}. A part is split in one way."
                         " Make one of the patterns narrower."
                     )
         tensors, attentions = chosen[False], chosen[True]

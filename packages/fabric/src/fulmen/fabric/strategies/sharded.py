@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
 from fulmen.fabric.checkpoint_io.ranks import Ranks
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.compiled import plain_name, plain_state
 from fulmen.fabric.errors import ArgumentTypeError, CheckpointKeyError, ConfigurationError
 from fulmen.fabric.filesystem import get_filesystem, is_local
@@ -51,6 +52,8 @@ class ShardedStrategy(ProcessGroupStrategy, ABC):
         saves_shards: Save a folder to which every process writes its shards, and not one file.
         kwargs: See `ProcessGroupStrategy`.
     """
+
+    splits_parameters = True
 
     def __init__(self, *, saves_shards: bool = True, **kwargs: Unpack[Parts]) -> None:
         super().__init__(**kwargs)
@@ -154,7 +157,7 @@ class ShardedStrategy(ProcessGroupStrategy, ABC):
         units = self._units_of(module)
         if not units and any(parameter.requires_grad for parameter in module.parameters()):
             raise ArgumentTypeError(
-                f"no_backward_sync({type(module).__name__}) was called with a module in which nothing exchanges"
+                f"no_backward_sync({class_name(module)}) was called with a module in which nothing exchanges"
                 " gradients. Only what fully_shard was applied to does."
                 " Pass the module that setup() returned, and apply fully_shard to it."
             )

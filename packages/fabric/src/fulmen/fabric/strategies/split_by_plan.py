@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import Module
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.strategies.context_parallel import attend_together, check_attention
 from fulmen.fabric.strategies.mesh_axes import DATA, REPLICATE, TENSOR
@@ -38,7 +39,7 @@ def split_by_plan(
     matched = check_plan(module, plan, num_parts, 1 if context is None else context.size())
     if is_split(module):
         raise ConfigurationError(
-            f"ModelParallelStrategy(plan=...) got {type(module).__name__}, which is split already. The plan would split"
+            f"ModelParallelStrategy(plan=...) got {class_name(module)}, which is split already. The plan would split"
             " it once more. Leave the plan out, or do not split the module in configure_model or before setup."
         )
     take_values_of_rank_zero(module, device)
@@ -85,7 +86,7 @@ def check_parts(module: Module, matched: Matched, num_parts: int) -> None:
             continue
         if not isinstance(part, nn.Linear | nn.Embedding):
             raise ConfigurationError(
-                f"ModelParallelStrategy(plan={{...: {style.text!r}}}) names {name!r}, a {type(part).__name__}. Linear"
+                f"ModelParallelStrategy(plan={{...: {style.text!r}}}) names {name!r}, a {class_name(part)}. Linear"
                 " layers and embeddings are split by columns and rows. Name the layers inside of it, or pass a"
                 " ParallelStyle of your own."
             )

@@ -57,9 +57,11 @@ class Checkpoint(Callback):
         """Has the run failed in this process, and not in the others? A checkpoint needs all: it would wait for ever."""
         if trainer.world_size == 1 or trainer.context.signals.end_together():
             return False
+        rank, is_cut = f"rank {trainer.global_rank} of {trainer.world_size}", trainer.context.signals.is_cut_short
+        what = f"Ctrl-C ended {rank} in the middle of its work" if is_cut else f"the run failed in {rank} alone"
         warnings.warn(  # in this process, whichever it is: the others are in work
-            f"{type(self).__name__} saves nothing: the run failed in rank {trainer.global_rank} of {trainer.world_size}"
-            " alone. A checkpoint is written by all of them, and the others wait elsewhere for this one."
+            f"{type(self).__name__} saves nothing: {what}."
+            " A checkpoint is written by all of them, and the others wait elsewhere for this one."
             " Go on from the last checkpoint that was saved before.",
             stacklevel=2,
         )

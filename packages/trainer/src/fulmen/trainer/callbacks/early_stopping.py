@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fulmen.fabric.rank_zero import rank_prefixed_message, rank_zero_info, rank_zero_warn
 from fulmen.trainer._typing import Trainer
+from fulmen.trainer.callbacks.arguments import check_kind, check_number
 from fulmen.trainer.callbacks.monitored import MetricNotLoggedError, check_mode, not_logged, validated_once_per_epoch
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
@@ -45,6 +46,7 @@ class EarlyStopping(Callback):
         log_rank_zero_only: Log from rank zero only.
 
     Raises:
+        ArgumentTypeError: For a name that is no text, or a limit that is no number.
         ConfigurationError: For an unknown `mode`.
         MetricNotLoggedError: While training, if `strict` and the metric was not logged.
     """
@@ -69,6 +71,16 @@ class EarlyStopping(Callback):
     ) -> None:
         super().__init__()
         self.mode = check_mode(mode, "EarlyStopping")
+        check_kind(monitor, str, "EarlyStopping(monitor=...)", "It is the name of one logged metric.", "a text")
+        for name, number in (
+            ("patience", patience),
+            ("min_delta", min_delta),
+            ("stopping_threshold", stopping_threshold),
+            ("divergence_threshold", divergence_threshold),
+        ):
+            if number is not None:
+                meaning = "It is compared with checks." if name == "patience" else "It is compared with the metric."
+                check_number(number, f"EarlyStopping({name}=...)", meaning)
         self.monitor = monitor
         self.min_delta = min_delta if mode == "max" else -min_delta
         self.patience = patience

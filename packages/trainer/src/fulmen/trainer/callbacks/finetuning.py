@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.compiled import plain_name, plain_parameters
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, MisconfigurationException
 from fulmen.fabric.rank_zero import rank_zero_info, rank_zero_warn
@@ -292,7 +293,7 @@ class BackboneFinetuning(BaseFinetuning):
         backbone = getattr(pl_module, "backbone", None)
         if not isinstance(backbone, nn.Module):
             raise NoBackboneError(
-                f"BackboneFinetuning needs {type(pl_module).__name__}.backbone, and there is no module of that name."
+                f"BackboneFinetuning needs {class_name(pl_module)}.backbone, and there is no module of that name."
                 " It is what is frozen first and trained later."
                 " Set self.backbone in __init__, or subclass BaseFinetuning for another layout."
             )

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.trainer._typing import Trainer
@@ -60,7 +61,7 @@ class GradientAccumulationScheduler(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that nobody else decides, and settle the epoch that a resume begins with."""
-        name = type(pl_module).__name__
+        name = class_name(pl_module)
         if not pl_module.automatic_optimization:
             raise ConfigurationError(
                 f"GradientAccumulationScheduler cannot accumulate for {name}, which optimizes by hand."

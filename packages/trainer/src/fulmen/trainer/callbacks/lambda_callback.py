@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from fulmen.trainer.callbacks.arguments import check_callable
 from fulmen.trainer.core.callback import Callback
 
 
@@ -10,6 +11,9 @@ class LambdaCallback(Callback):
     """Hooks from functions: `LambdaCallback(on_fit_end=lambda trainer, module: print("done"))`.
 
     Each argument is named after a hook of `Callback` and takes a function with the arguments of that hook.
+
+    Raises:
+        ArgumentTypeError: For what cannot be called.
     """
 
     def __init__(
@@ -55,5 +59,6 @@ class LambdaCallback(Callback):
         given = {name: function for name, function in locals().items() if name not in ("self", "__class__")}
         for hook, function in given.items():
             if function is not None:
+                check_callable(function, f"LambdaCallback({hook}=...)", "It is called with the arguments of the hook.")
                 # On the instance: hooks that were not given stay those of the class, and so cost nothing.
                 setattr(self, hook, function)

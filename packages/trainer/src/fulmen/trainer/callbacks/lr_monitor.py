@@ -69,7 +69,7 @@ class LearningRateMonitor(Callback):
         self.last_momentum_values: dict[str, float | None] = {}
         self.last_weight_decay_values: dict[str, float | None] = {}
         self._groups: list[NamedGroup] = []
-        self._schedulers: list[Any] = []  # of which the names were settled
+        self._settled: tuple[list[Any], list[int]] = [], []  # schedulers and numbers of groups, when names were
 
     def on_train_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Settle the names."""
@@ -103,12 +103,12 @@ class LearningRateMonitor(Callback):
             self._log(trainer, "epoch")
 
     def _settle(self, trainer: Trainer) -> None:
-        self._schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        self._settled = _named_by(trainer)
         self._groups = list(_named_groups(trainer))
 
     def _log(self, trainer: Trainer, interval: str) -> None:
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        if schedulers != self._schedulers:  # a callback has put others in their place, as SWA does
+        if _named_by(trainer) != self._settled:
+            # A callback has put other schedulers in their place, as SWA does, or added a group, as finetuning does.
             self._settle(trainer)
         row: dict[str, float] = {}
         for group in self._groups:
@@ -126,6 +126,12 @@ class LearningRateMonitor(Callback):
                 row[name] = self.last_weight_decay_values[name] = float(values.get("weight_decay", 0))
         trainer.context.metrics.log_to_loggers(row, trainer.fit_loop.counts.stepped_batches)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in row.items()})
+
+
+def _named_by(trainer: Trainer) -> tuple[list[Any], list[int]]:
+    """What the names of groups follow from."""
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    return schedulers, [len(optimizer.param_groups) for optimizer in trainer.optimizers]
 
 
 def _named_groups(trainer: Trainer) -> Iterator[NamedGroup]:

@@ -17,6 +17,7 @@ from fulmen.trainer.callbacks.checkpoint import Checkpoint
 from fulmen.trainer.callbacks.monitored import MetricNotLoggedError, check_mode, not_logged
 from fulmen.trainer.callbacks.outdated import give_second_name, remove_outdated
 from fulmen.trainer.callbacks.save_rules import (
+    check_filename,
     check_intervals,
     check_save_last,
     check_top_k,
@@ -26,7 +27,6 @@ from fulmen.trainer.callbacks.save_rules import (
     values_of,
 )
 from fulmen.trainer.checkpoint.filename import (
-    check_template,
     default_template,
     fill_template,
     first_free,
@@ -97,7 +97,7 @@ class ModelCheckpoint(Checkpoint):
         check_top_k(save_top_k, monitor)
         check_intervals(every_n_train_steps, train_time_interval, every_n_epochs)
         check_save_last(save_last)
-        check_template(filename or "")
+        check_filename(filename)
         self.monitor = monitor
         self.verbose = verbose
         self.save_last = save_last

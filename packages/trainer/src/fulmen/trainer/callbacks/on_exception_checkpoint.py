@@ -7,6 +7,7 @@ from typing import Any
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.filesystem import check_writable, exists
 from fulmen.trainer._typing import Trainer
+from fulmen.trainer.callbacks.arguments import check_kind
 from fulmen.trainer.callbacks.checkpoint import Checkpoint
 
 
@@ -18,6 +19,7 @@ class OnExceptionCheckpoint(Checkpoint):
         filename: Its name, without extension.
 
     Raises:
+        ArgumentTypeError: If the folder is no path.
         ConfigurationError: If the name is empty.
     """
 
@@ -25,6 +27,10 @@ class OnExceptionCheckpoint(Checkpoint):
 
     def __init__(self, dirpath: str | Path, filename: str = "on_exception") -> None:
         super().__init__()
+        wanted = "a path as text"
+        check_kind(
+            dirpath, (str, os.PathLike), "OnExceptionCheckpoint(dirpath=...)", "It is the folder to save in.", wanted
+        )
         if not filename:
             raise ConfigurationError(
                 f"OnExceptionCheckpoint(filename={filename!r}) has no name to save under."

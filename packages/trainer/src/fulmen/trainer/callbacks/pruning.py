@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.compiled import plain_name
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.rank_zero import rank_zero_info
@@ -146,7 +147,7 @@ class ModelPruning(Callback):
             found = [(layer, name) for name in names for layer in layers if _has(layer, name)]
             if not found:
                 raise ConfigurationError(
-                    f"ModelPruning finds nothing to prune in {type(pl_module).__name__}. None of its layers has a"
+                    f"ModelPruning finds nothing to prune in {class_name(pl_module)}. None of its layers has a"
                     f" parameter called {' or '.join(names)}. Pass parameters_to_prune=[(layer, 'name'), ...]."
                 )
             return found
@@ -161,7 +162,7 @@ class ModelPruning(Callback):
             if pair[0] not in inside:
                 raise ConfigurationError(
                     f"ModelPruning(parameters_to_prune=...) holds {type(pair[0]).__name__}, {pair[1]!r}, which is no"
-                    f" layer of {type(pl_module).__name__}. It would not be trained here. Pass layers of this module."
+                    f" layer of {class_name(pl_module)}. It would not be trained here. Pass layers of this module."
                 )
         return list(parameters_to_prune)
 
@@ -222,7 +223,7 @@ class ModelPruning(Callback):
         # The same in all processes, whichever has what is pruned: none waits for one that has failed.
         if any(parameter.is_meta for parameter in pl_module.parameters()):
             raise ConfigurationError(
-                f"ModelPruning cannot prune {type(pl_module).__name__}, of which {type(trainer.strategy).__name__} has"
+                f"ModelPruning cannot prune {class_name(pl_module)}, of which {type(trainer.strategy).__name__} has"
                 " parameters in other processes. What is pruned is chosen among whole parameters. Use one device or"
                 " strategy='ddp'."
             )

@@ -13,7 +13,7 @@ class Rate:
     >>> rate.begin(0, 0.0)
     >>> rate.measure(10, 1.0)
     10.0
-    >>> rate.pass_over(61.0)  # a minute of validation
+    >>> rate.pass_over(60.0)  # a minute of validation
     >>> rate.measure(20, 62.0)
     10.0
     """
@@ -29,9 +29,13 @@ class Rate:
         """Count on from `done` batches; what was measured before stays until there is something new."""
         self._done, self._since_s = done, now_s
 
-    def pass_over(self, now_s: float) -> None:
-        """The time since the last measurement does not count."""
-        self._since_s = now_s
+    def skip_to(self, done: int) -> None:
+        """The batches before `done` were not done in this time."""
+        self._done = done
+
+    def pass_over(self, seconds: float) -> None:
+        """So much of the time since the last measurement does not count."""
+        self._since_s += seconds
 
     def measure(self, done: int, now_s: float) -> float | None:
         """Batches a second; None before the first."""

@@ -44,7 +44,9 @@ class RichModelSummary(ModelSummary):
         table = Table(**{"header_style": "bold magenta", **summarize_kwargs})
         for title, _ in summary_data:
             is_number = title in _NUMBERS
-            table.add_column(title.strip(), style=_STYLES.get(title), justify="right" if is_number else "left")
+            justify: Any = "right" if is_number else "left"
+            # A name that is cut short says little: on a narrow screen it goes on in the next line.
+            table.add_column(title.strip(), style=_STYLES.get(title), justify=justify, overflow="fold")
         for row in zip(*(cells for _, cells in summary_data), strict=True):
             table.add_row(*row)
         console.print(table)

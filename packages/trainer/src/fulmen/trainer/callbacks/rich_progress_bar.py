@@ -8,11 +8,12 @@ from typing import Any
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.optional_packages import require
 from fulmen.trainer._typing import Trainer
+from fulmen.trainer.callbacks.arguments import check_number
 from fulmen.trainer.callbacks.pace import NEVER_S, Pace
 from fulmen.trainer.callbacks.progress_bar import ProgressBar
 from fulmen.trainer.callbacks.rate import Rate
 from fulmen.trainer.callbacks.rich_columns import MAX_BAR_WIDTH, as_line, rich_parts
-from fulmen.trainer.callbacks.rich_theme import RichProgressBarTheme
+from fulmen.trainer.callbacks.rich_theme import RichProgressBarTheme, check_theme
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.core.needs import STEP_OUTPUT
 from fulmen.trainer.run.signals import CTRL_C
@@ -49,7 +50,7 @@ class RichProgressBar(ProgressBar):
         console_kwargs: Arguments of `rich.console.Console`.
 
     Raises:
-        ConfigurationError: For a negative rate.
+        ConfigurationError: For a negative rate, or a style that is none.
         MissingPackageError: If rich is not installed.
     """
 
@@ -67,6 +68,8 @@ class RichProgressBar(ProgressBar):
     ) -> None:
         require("rich", purpose=type(self).__name__, pip=_PIP)
         super().__init__()
+        check_number(refresh_rate, "RichProgressBar(refresh_rate=...)", "It counts batches.")
+        check_theme(theme, console_kwargs or {})
         if refresh_rate < 0:
             raise ConfigurationError(
                 f"RichProgressBar(refresh_rate={refresh_rate}) is negative. The number counts batches."
@@ -80,6 +83,7 @@ class RichProgressBar(ProgressBar):
         self._eval_pace = Pace()
         self._train_rate = Rate()
         self._eval_rate = Rate()
+        self._began_validation_s = 0.0
         self._shown_s = 0.0
         self._first_epoch = 0
         self._has_said_ctrl_c = False
@@ -179,7 +183,7 @@ class RichProgressBar(ProgressBar):
             # A run that goes on in the middle of an epoch did not do the batches before it in this time.
             self._is_first_batch = False
             self.train_progress_bar.completed = batch_idx
-            self._train_rate.begin(batch_idx, now_s)
+            self._train_rate.skip_to(batch_idx)
         if self._is_due(pace, now_s):
             self._draw(self.train_progress_bar_id, pace, self.get_metrics(trainer, pl_module))
 
@@ -226,6 +230,7 @@ class RichProgressBar(ProgressBar):
         """Its bar comes, below the one of training, once there is time to read it."""
         if trainer.sanity_checking or not self._start(trainer):
             return
+        self._began_validation_s = monotonic()
         is_inside = self.train_progress_bar_id is not None
         if is_inside:
             self._draw_between_steps(trainer, pl_module)
@@ -267,7 +272,7 @@ class RichProgressBar(ProgressBar):
             self._finish(self.val_progress_bar_id)
         else:
             self._hide(self.val_progress_bar_id)
-            self._train_rate.pass_over(monotonic())
+            self._train_rate.pass_over(monotonic() - self._began_validation_s)
             self._draw_between_steps(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

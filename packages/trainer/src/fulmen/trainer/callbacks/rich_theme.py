@@ -1,7 +1,10 @@
 """How a RichProgressBar looks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
+
+from fulmen.fabric.errors import ConfigurationError
+from fulmen.trainer.callbacks.arguments import check_kind
 
 
 @dataclass
@@ -31,3 +34,29 @@ class RichProgressBarTheme:
     metrics: str | Any = "italic"
     metrics_text_delimiter: str = " "
     metrics_format: str = ".3f"
+
+
+def check_theme(theme: RichProgressBarTheme, console_kwargs: dict[str, Any]) -> None:
+    """Refuse a theme that cannot be drawn with.
+
+    Raises:
+        ArgumentTypeError: For what is no theme.
+        ConfigurationError: For a style that rich does not know.
+    """
+    from rich.console import Console
+    from rich.errors import MissingStyle
+
+    wanted = "RichProgressBarTheme(progress_bar='green'), for example"
+    check_kind(theme, RichProgressBarTheme, "RichProgressBar(theme=...)", "It holds the styles of all parts.", wanted)
+    console = Console(**console_kwargs)  # it may know styles by other names
+    for part in fields(theme):
+        style = getattr(theme, part.name)
+        if part.name.startswith("metrics_") or not isinstance(style, str):
+            continue
+        try:
+            console.get_style(style)
+        except MissingStyle as error:
+            raise ConfigurationError(
+                f"RichProgressBarTheme({part.name}={style!r}) is no style: {error}. A style is a colour or a look."
+                " Pass 'green', '#6206E0' or 'dim underline', for example."
+            ) from error

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from fulmen.fabric.errors import CheckpointError, ConfigurationError
 from fulmen.trainer._typing import Trainer
+from fulmen.trainer.callbacks.arguments import check_kind, check_whole
 from fulmen.trainer.callbacks.monitored import validated_once_per_epoch
+from fulmen.trainer.checkpoint.filename import check_template
 from fulmen.trainer.checkpoint.place import check_place
 from fulmen.trainer.core.module import LightningModule
 
@@ -78,6 +80,19 @@ def refuse_unwritable(trainer: Trainer, folder: str, module: LightningModule, te
         raise refusal
 
 
+def check_filename(filename: Any) -> None:
+    """Refuse what is no template for names of checkpoints.
+
+    Raises:
+        ArgumentTypeError: For what is no text.
+        ConfigurationError: For a text that can never become a name.
+    """
+    if filename is not None:
+        wanted = "'{epoch}-{val_loss:.2f}', for example"
+        check_kind(filename, str, "ModelCheckpoint(filename=...)", "It is a template for names.", wanted)
+        check_template(filename)
+
+
 def check_save_last(save_last: object) -> None:
     """Refuse what is no way to keep the last checkpoint.
 
@@ -95,10 +110,18 @@ def check_intervals(steps: int | None, interval: timedelta | None, epochs: int |
     """Refuse intervals that are none, or that exclude each other.
 
     Raises:
+        ArgumentTypeError: For one that is no number, and no time.
         ConfigurationError: Naming them.
     """
+    if interval is not None:
+        argument = "ModelCheckpoint(train_time_interval=...)"
+        wanted = "datetime.timedelta(minutes=30), for example"
+        check_kind(interval, timedelta, argument, "It is the time from one checkpoint to the next.", wanted)
     for name, number in (("every_n_train_steps", steps), ("every_n_epochs", epochs)):
-        if number is not None and number < 0:
+        if number is None:
+            continue
+        check_whole(number, f"ModelCheckpoint({name}=...)", "It counts from one checkpoint to the next.")
+        if number < 0:
             raise ConfigurationError(
                 f"ModelCheckpoint({name}={number}) is no interval. It must not be negative."
                 " Pass a positive number, or 0 for never."
@@ -120,8 +143,12 @@ def check_top_k(save_top_k: int, monitor: str | None) -> None:
     """Refuse a number that is none, or that cannot be ranked for.
 
     Raises:
+        ArgumentTypeError: For what is no number, and no name.
         ConfigurationError: Naming it.
     """
+    check_whole(save_top_k, "ModelCheckpoint(save_top_k=...)", "It is how many checkpoints are kept, and -1 is all.")
+    if monitor is not None:
+        check_kind(monitor, str, "ModelCheckpoint(monitor=...)", "It is the name of one logged metric.", "a text")
     if save_top_k < -1:
         raise ConfigurationError(
             f"ModelCheckpoint(save_top_k={save_top_k}) is no number of checkpoints to keep."

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.measure.spikes import SpikeDetection as FabricSpikeDetection
 from fulmen.fabric.rank_zero import warn_once
 from fulmen.trainer._typing import Trainer
@@ -30,6 +31,6 @@ class SpikeDetection(FabricSpikeDetection, Callback):
             FabricSpikeDetection.on_train_batch_end(self, trainer, loss, batch, batch_idx)
         else:
             warn_once(
-                f"{type(self).__name__} found no loss in what {type(pl_module).__name__}.training_step() returned. It"
+                f"{type(self).__name__} found no loss in what {class_name(pl_module)}.training_step() returned. It"
                 " cannot say whether the loss jumps. Return the loss, or a dict with the key 'loss'."
             )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import SWALR
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.compiled import plain_parameters
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.rank_zero import rank_zero_warn
@@ -114,6 +115,7 @@ class StochasticWeightAveraging(Callback):
         self._average: nn.Module | None = None
         self._restored: dict[str, Any] | None = None
         self._trained: dict[str, Any] | None = None  # what the average has taken the place of
+        self._before_cut: dict[str, Any] | None = None  # its state without an epoch that may be gone on with
 
     @property
     def swa_start(self) -> int:
@@ -130,6 +132,7 @@ class StochasticWeightAveraging(Callback):
         """Begin without an average."""
         if stage == "fit":
             self._average = self._scheduler = self._module = self._restored = self.n_averaged = self._trained = None
+            self._before_cut = None
             self._latest_update_epoch = -1
             self._max_epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
 
@@ -165,11 +168,15 @@ class StochasticWeightAveraging(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:
         """Take in the weights of this epoch."""
-        if self._scheduler is not None:
+        # An epoch that was cut off may be gone on with: its weights count when it is over, or the run is.
+        if self._scheduler is not None and not trainer.fit_loop.epoch_loop.was_cut:
             self._take_in(args[0], trainer.current_epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the module the average, and batch norms the running means that belong to it."""
+        if self._scheduler is not None and trainer.fit_loop.epoch_loop.was_cut:
+            self._before_cut = deepcopy(self.state_dict())
+            self._take_in(pl_module, trainer.current_epoch - 1)
         if self._average is None or not self.n_averaged:
             return
         state = trainer.strategy.lightning_module_state_dict()
@@ -182,6 +189,9 @@ class StochasticWeightAveraging(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The average, and how far it is."""
+        trained = {} if self._trained is None else {"trained_model_state": self._trained}
+        if self._before_cut is not None:
+            return trained | self._before_cut
         average_state = None
         if self._average is not None and self._module is not None:
             average_state = self._module.state_dict()
@@ -189,7 +199,6 @@ class StochasticWeightAveraging(Callback):
                 average_state[name] = average.detach()
         # That of torch 2.9 holds the function by which it anneals; the one that loads it has its own.
         scheduler = None if self._scheduler is None else self._scheduler.state_dict()
-        trained = {} if self._trained is None else {"trained_model_state": self._trained}
         return trained | {
             "n_averaged": 0 if self.n_averaged is None else int(self.n_averaged),
             "latest_update_epoch": self._latest_update_epoch,
@@ -242,7 +251,7 @@ class StochasticWeightAveraging(Callback):
     avg_fn = staticmethod(mean_so_far)
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        name = type(pl_module).__name__
+        name = class_name(pl_module)
         if trainer.strategy.restore_checkpoint_after_setup:
             raise ConfigurationError(
                 f"{_NAME} cannot be used with {type(trainer.strategy).__name__}. No process has whole parameters there,"
@@ -301,6 +310,7 @@ class StochasticWeightAveraging(Callback):
         step = step_arguments(pl_module.training_step, self._step_past_wrapper(trainer, pl_module))
         prepared = run.data.prepared[Stage.TRAIN]
         position = prepared.state_dict()
+        prepared.set_epoch(trainer.current_epoch)  # all of it, also where a resumed run ends before it reads a batch
         batches = Fetcher(prepared.loader, trainer.num_training_batches)
         self.reset_batch_norm_and_save_state(pl_module)
         pl_module.attach(trainer, _Nowhere())

@@ -8,6 +8,7 @@ from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.measure.device_flops import get_available_flops
 from fulmen.fabric.measure.throughput import Throughput
 from fulmen.trainer._typing import Trainer
+from fulmen.trainer.callbacks.arguments import check_callable
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.stages import Stage
@@ -29,6 +30,7 @@ class ThroughputMonitor(Callback):
             device.
 
     Raises:
+        ArgumentTypeError: For a function that cannot be called.
         ConfigurationError: When a run starts without a logger.
     """
 
@@ -36,6 +38,9 @@ class ThroughputMonitor(Callback):
         self, batch_size_fn: Callable[[Any], int], length_fn: Callable[[Any], int] | None = None, **kwargs: Any
     ) -> None:
         super().__init__()
+        check_callable(batch_size_fn, "ThroughputMonitor(batch_size_fn=...)", "It counts the samples of a batch.")
+        if length_fn is not None:
+            check_callable(length_fn, "ThroughputMonitor(length_fn=...)", "It counts the items of a batch.")
         self.kwargs = kwargs
         self.batch_size_fn = batch_size_fn
         self.length_fn = length_fn

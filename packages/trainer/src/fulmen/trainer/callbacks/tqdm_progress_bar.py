@@ -10,6 +10,7 @@ from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.optional_packages import require
 from fulmen.trainer._typing import Trainer
 from fulmen.trainer.callbacks.above_bars import PrintsAboveBars, underlying
+from fulmen.trainer.callbacks.arguments import check_number
 from fulmen.trainer.callbacks.pace import NEVER_S, Pace
 from fulmen.trainer.callbacks.progress_bar import ProgressBar
 from fulmen.trainer.core.module import LightningModule
@@ -63,6 +64,7 @@ class TQDMProgressBar(ProgressBar):
     def __init__(self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False) -> None:
         super().__init__()
         for name, number in (("refresh_rate", refresh_rate), ("process_position", process_position)):
+            check_number(number, f"TQDMProgressBar({name}=...)", "It counts batches or lines.")
             if number < 0:
                 raise ConfigurationError(
                     f"TQDMProgressBar({name}={number}) is negative. The number counts batches or lines."
@@ -79,6 +81,7 @@ class TQDMProgressBar(ProgressBar):
         self._eval_pace = Pace()
         self._is_first_batch = False
         self._first_epoch = 0
+        self._began_validation_s = 0.0
         self._above = PrintsAboveBars()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -252,6 +255,7 @@ class TQDMProgressBar(ProgressBar):
             return
         if self._train_bar is not None:
             self._draw_between_steps(trainer, pl_module)
+        self._began_validation_s = time()
         self._val_bar = self.init_validation_tqdm()
         self._begin(self._eval_pace, self._val_bar)
 
@@ -288,7 +292,9 @@ class TQDMProgressBar(ProgressBar):
             self._finish(self._val_bar)
         else:
             _dismiss(self._val_bar)
-            self._train_bar.last_print_t = time()  # validation is no part of the rate of training
+            # Validation is no part of the rate of training; the batches since the last drawing are.
+            if not self._train_bar.disable:
+                self._train_bar.last_print_t += time() - self._began_validation_s
             self._draw_between_steps(trainer, pl_module)
         self._val_bar = None
 

@@ -6,6 +6,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.rank_zero import warn_once
 from fulmen.fabric.seeding import restore_rng_state
 from fulmen.trainer.checkpoint.buffers import put_back_buffers
@@ -53,7 +54,7 @@ def restore_weights(run: RunContext, checkpoint: Checkpoint) -> None:
         strategy.load_model_state_dict(checkpoint, strict=module.strict_loading)
     except RuntimeError as error:
         raise WeightsDoNotFitError(
-            f"The weights of `ckpt_path` do not fit {type(module).__name__}. {_gist(error)}."
+            f"The weights of `ckpt_path` do not fit {class_name(module)}. {_gist(error)}."
             " The checkpoint was saved by another module, or by an older form of this one."
             " Build the module as it was then; strict_loading=False on it leaves out what only one of the two has."
         ) from error

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.rank_zero import rank_zero_info
 from fulmen.trainer.callbacks.checkpoint import Checkpoint
 from fulmen.trainer.callbacks.model_checkpoint import ModelCheckpoint
@@ -86,7 +87,7 @@ def with_callbacks_of(module: LightningModule, callbacks: Sequence[Callback]) ->
     types = {type(callback) for callback in own}
     if replaced := sorted({type(callback).__name__ for callback in callbacks} & {kind.__name__ for kind in types}):
         rank_zero_info(
-            f"{type(module).__name__}.configure_callbacks() replaces callbacks of the Trainer: {', '.join(replaced)}."
+            f"{class_name(module)}.configure_callbacks() replaces callbacks of the Trainer: {', '.join(replaced)}."
         )
     return ordered([callback for callback in callbacks if type(callback) not in types] + own)
 

@@ -3,6 +3,7 @@
 import os
 import warnings
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.rank_zero import PossibleUserWarning, rank_zero_deprecation
 from fulmen.trainer.connectors.hook_calls import check_hook_calls
 from fulmen.trainer.connectors.hook_names import check_hook_names, misspelt
@@ -37,14 +38,14 @@ def check_module(model: object, entry: EntryPoint) -> None:
         MisconfigurationException: If its `__init__` did not call `super().__init__()`.
     """
     if isinstance(model, type) or not isinstance(model, LightningModule):
-        what = "a class, not an object" if isinstance(model, type) else f"a {type(model).__name__}"
+        what = "a class, not an object" if isinstance(model, type) else f"a {class_name(model)}"
         raise NotAModuleError(
             f"Trainer.{entry}(model=...) got {what}."
             " A run needs an object of a class derived from LightningModule: it says what a step is."
             " Wrap your network in a LightningModule, and pass an object of it."
         )
     if not was_initialised(model) or "_device" not in model.__dict__:
-        name = type(model).__name__
+        name = class_name(model)
         raise MisconfigurationException(
             f"Trainer.{entry}(model={name}(...)) got a module that was not fully built."
             f" {name}.__init__ did not call super().__init__(), so its parameters are unknown."
@@ -85,7 +86,7 @@ def check_entry_point(module: LightningModule, data: RunData, entry: EntryPoint,
 
 
 def _check_fit(module: LightningModule, data: RunData, settings: Settings) -> None:
-    name = type(module).__name__
+    name = class_name(module)
     for method, what in (
         ("training_step", "computes the loss of a batch"),
         ("configure_optimizers", "makes the optimizers"),
@@ -128,7 +129,7 @@ def _check_fit(module: LightningModule, data: RunData, settings: Settings) -> No
 
 
 def _check_evaluation(module: LightningModule, data: RunData, entry: EntryPoint) -> None:
-    name = type(module).__name__
+    name = class_name(module)
     step, stage = _STEPS[entry]
     if getattr(module, step) is None:
         raise ConfigurationError(
@@ -162,7 +163,7 @@ def _nearly(module: LightningModule, method: str) -> str:
 
 
 def _check_configure_sharded_model(module: LightningModule) -> None:
-    name = type(module).__name__
+    name = class_name(module)
     if is_overridden("configure_model", module, LightningModule):
         raise BothConfigureModelError(
             f"{name} defines both configure_model() and configure_sharded_model(), its older name."

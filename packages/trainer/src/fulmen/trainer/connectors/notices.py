@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.rank_zero import PossibleUserWarning, rank_zero_info, rank_zero_warn, warn_once
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
@@ -43,7 +44,7 @@ def tell_of_run(settings: Settings, entry: EntryPoint, module: LightningModule, 
     if asleep:
         shown = ", ".join(asleep[:3]) + (", ..." if len(asleep) > 3 else "")
         rank_zero_warn(
-            f"Trainer.fit({type(module).__name__}) begins with {len(asleep)} of its modules in eval mode: {shown}."
+            f"Trainer.fit({class_name(module)}) begins with {len(asleep)} of its modules in eval mode: {shown}."
             " They stay so: dropout does nothing there, and batch norms do not learn."
             " Call model.train() before, unless these are frozen on purpose.",
             category=PossibleUserWarning,

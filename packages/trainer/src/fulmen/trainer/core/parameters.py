@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.enums import LightningEnum
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.trees import map_tensors
@@ -67,7 +68,7 @@ def _get(module: nn.Module, name: str) -> nn.Parameter:
         return module.get_parameter(name)
     except AttributeError as error:
         raise ConfigurationError(
-            f"set_shared_parameters(...) names {name!r}, which {type(module).__name__} does not have."
+            f"set_shared_parameters(...) names {name!r}, which {class_name(module)} does not have."
             " Names are those of named_parameters(). Pass what find_shared_parameters() returned."
         ) from error
 

@@ -8,8 +8,11 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.rank_zero import rank_zero_warn
+from fulmen.fabric.strategies.base import Strategy as FabricStrategy
+from fulmen.fabric.strategies.batch_mover import batch_mover
 from fulmen.trainer.core.datamodule import LightningDataModule
 from fulmen.trainer.core.hooks import DataHooks
 from fulmen.trainer.core.module import LightningModule
@@ -27,6 +30,7 @@ class Mover(Protocol):
     """What is asked of a strategy here."""
 
     transfer: Callable[[Any, torch.device, int], Any] | None
+    fabric_strategy: FabricStrategy
 
     @property
     def precision_plugin(self) -> Precision:
@@ -72,9 +76,14 @@ def make_placer(
     if before is not None:
         steps.append(as_hook(_HOOKS[0], before))
     strategy.transfer = None if transfer is None else as_hook(_HOOKS[1], transfer)
-    device, move = strategy.root_device, strategy.batch_to_device
-    if transfer is not None or strategy.moves_batches_itself or device.type != "cpu":
-        steps.append(lambda batch, dataloader_idx: move(batch, device, dataloader_idx))
+    device = strategy.root_device
+    if transfer is not None or strategy.moves_batches_itself:
+        own = strategy.batch_to_device
+        steps.append(lambda batch, dataloader_idx: own(batch, device, dataloader_idx))
+    else:
+        move = batch_mover(strategy.fabric_strategy, device)
+        if move is not None:
+            steps.append(lambda batch, dataloader_idx: move(batch))
     if after is not None:
         steps.append(as_hook(_HOOKS[2], after))
     return _in_turn(steps)
@@ -98,7 +107,7 @@ def _chosen(name: str, module: LightningModule, datamodule: LightningDataModule 
     if datamodule is not None and is_overridden(name, datamodule, DataHooks):
         if of_module:
             rank_zero_warn(
-                f"Both {type(datamodule).__name__} and {type(module).__name__} override `{name}`."
+                f"Both {type(datamodule).__name__} and {class_name(module)} override `{name}`."
                 f" Only that of {type(datamodule).__name__} is called: data is the datamodule's. Remove one of them."
             )
         hook: Callable[..., Any] = getattr(datamodule, name)

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
+from fulmen.fabric.class_names import class_name
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.datamodule import LightningDataModule
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.hooks.table import HOOKS, Listener
 from fulmen.trainer.metrics.board import MetricsBoard
 from fulmen.trainer.profilers.base import PassThroughProfiler, Profiler
+from fulmen.trainer.profilers.harmless import Harmless
 from fulmen.trainer.signature import is_overridden
 
 HookFunction = Callable[..., Any]
@@ -35,7 +37,7 @@ class Hooks:
 
     Args:
         metrics: Told which hook runs, so that `self.log` knows what is allowed.
-        profiler: Times every call unless it is the pass-through one.
+        profiler: Times every call unless it is the pass-through one; no error of it ends a call.
         trainer: Handed to callbacks as their first argument; opaque here.
         callbacks: In the order in which they are called.
     """
@@ -45,7 +47,8 @@ class Hooks:
     ) -> None:
         self.callbacks = list(callbacks)
         self._metrics = metrics
-        self._profiler = profiler
+        self.profiling = Harmless(profiler)
+        self.are_timed = not isinstance(profiler, PassThroughProfiler)  # does a profiler listen?
         self.trainer = trainer
         self._module: LightningModule | None = None
         self._datamodule: LightningDataModule | None = None
@@ -96,7 +99,7 @@ class Hooks:
                     yield f"[Callback]{callback.state_key}.{name}", bound
         elif group is Listener.MODULE and self._module is not None:
             if is_overridden(name, self._module, LightningModule):
-                yield f"[LightningModule]{type(self._module).__name__}.{name}", getattr(self._module, name)
+                yield f"[LightningModule]{class_name(self._module)}.{name}", getattr(self._module, name)
         elif group is Listener.DATAMODULE and self._datamodule is not None:
             if is_overridden(name, self._datamodule, LightningDataModule):
                 yield f"[LightningDataModule]{type(self._datamodule).__name__}.{name}", getattr(self._datamodule, name)
@@ -125,7 +128,7 @@ class Hooks:
 
     def module_method(self, name: str) -> HookFunction:
         """A method of the module that every module has (`optimizer_step`, ...), as the hook of that name."""
-        label = f"[LightningModule]{type(self._module).__name__}.{name}"
+        label = f"[LightningModule]{class_name(self._module)}.{name}"
         return self.as_hook(name, self.timed(label, getattr(self._module, name)))
 
     def calls(self, group: Listener, name: str) -> list[HookFunction]:
@@ -142,26 +145,13 @@ class Hooks:
         group = Listener.MODULE if owner is self._module else Listener.DATAMODULE
         self.fire_group(group, name)
 
-    @property
-    def are_timed(self) -> bool:
-        """Does a profiler listen?"""
-        return not isinstance(self._profiler, PassThroughProfiler)
-
     def timed_items(self, label: str, items: Iterable[ItemT]) -> Iterable[ItemT]:
         """`items`; where a profiler listens, the wait for each of them has the label."""
         return _one_by_one(items, self.timed(label, next)) if self.are_timed else items
 
     def timed(self, label: str, function: HookFunction) -> HookFunction:
         """`function`; where a profiler listens, each call has the label."""
-        if not self.are_timed:
-            return function
-        profile = self._profiler.profile
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with profile(label):
-                return function(*args, **kwargs)
-
-        return timed
+        return self.profiling.watch(label, function) if self.are_timed else function
 
     def as_hook(self, name: str, function: HookFunction) -> HookFunction:
         """`function`, with the log rule of hook `name` while it runs."""

@@ -214,7 +214,8 @@ class MLFlowLogger(Tracker):
             if _is_hopeless(error):
                 raise ConfigurationError(
                     f"MLFlowLogger(experiment_name={self._experiment_name!r}, tracking_uri={self._tracking_uri!r})"
-                    f" cannot begin a run. MLflow says: {error}. Mend the arguments, or leave the logger out."
+                    f" cannot begin a run. MLflow says: {str(error).rstrip('.')}. Mend the arguments, or leave the"
+                    " logger out."
                 ) from error
             self._will_open_later(error)
         except OSError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.filesystem import join
 from fulmen.fabric.loggers.params import params_dict
@@ -102,7 +103,7 @@ class TensorBoardLogger(FolderLogger, FabricTensorBoardLogger):
         example = getattr(model, "example_input_array", None) if input_array is None else input_array
         if example is None:
             rank_zero_warn(
-                f"The graph of this {type(model).__name__} is not logged: it is traced with a batch, and there is none."
+                f"The graph of this {class_name(model)} is not logged: it is traced with a batch, and there is none."
                 " Pass input_array, or set `example_input_array` on the model."
             )
             return
@@ -112,7 +113,7 @@ class TensorBoardLogger(FolderLogger, FabricTensorBoardLogger):
         # What tracing raises depends on the code of the model.
         except Exception as error:
             raise ConfigurationError(
-                f"TensorBoardLogger(log_graph=True) cannot show the graph of this {type(model).__name__}."
+                f"TensorBoardLogger(log_graph=True) cannot show the graph of this {class_name(model)}."
                 f" torch.jit.trace cannot follow its forward with the example batch ({error})."
                 " Set an `example_input_array` that forward takes, or leave log_graph out."
             ) from error

@@ -267,6 +267,7 @@ class FitLoop:
         run, counts, hooks = self.run_context, self.counts, self.run_context.hooks
         every = run.settings.reload_dataloaders_every_n_epochs
         self._cut = None
+        run.signals.begin_next()  # before anything of this epoch: a run that ends here goes on with all of it
         if not begun and run.data.prepared[Stage.TRAIN].is_stale(counts.epoch.total, every):
             self._setup_data(self._load(), None)  # type: ignore[arg-type]  # there were batches before
         if not begun:

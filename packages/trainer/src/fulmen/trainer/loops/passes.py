@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fulmen.fabric.class_names import class_name
 from fulmen.trainer.data.batch import make_placer
 from fulmen.trainer.data.fetchers import Fetcher
 from fulmen.trainer.hooks.dispatch import HookFunction, listened, nobody
@@ -89,7 +90,7 @@ def run_batches(
     assert module is not None
     name, several = f"{word}_step", num_loaders > 1
     method = getattr(module, name)
-    check_evaluation_step(method, module=type(module).__name__, name=name, num_loaders=num_loaders)
+    check_evaluation_step(method, module=class_name(module), name=name, num_loaders=num_loaders)
     for moment, before in (("start", 2), ("end", 3)) if several else ():
         for label, hook in hooks.listeners(f"on_{word}_batch_{moment}"):
             check_takes_loader(hook, label.partition("]")[2], before=before)

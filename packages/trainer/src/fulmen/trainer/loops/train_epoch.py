@@ -5,6 +5,7 @@ from contextlib import closing
 from time import monotonic
 from typing import Any
 
+from fulmen.fabric.class_names import class_name
 from fulmen.trainer.checkpoint.durable import tell_of_saves
 from fulmen.trainer.data.batch import Placer, make_placer
 from fulmen.trainer.data.fetchers import BatchIterator, Fetcher
@@ -98,7 +99,7 @@ class TrainEpochLoop:
         configs = run.strategy.lr_scheduler_configs
         self._run_optimization = run.hooks.timed("run_training_batch", self._optimization.run)
         self._schedulers = Schedulers(configs, module, run.hooks, run.metrics, self.counts)
-        self._watch = LossWatch(type(module).__name__, reads=bool(run.metrics.loggers))
+        self._watch = LossWatch(class_name(module), reads=bool(run.metrics.loggers))
         place = make_placer(module, run.data.datamodule, run.strategy, run.hooks.as_hook)
         self._place: Placer | None = place and run.hooks.step("batch_to_device", place)
         self._on_batch_start: HookFunction | None = listened(run.hooks.on_train_batch_start)
@@ -161,7 +162,6 @@ class TrainEpochLoop:
         """Train on the batches of this epoch."""
         resumption, self._resumption = self._resumption, None
         fetcher = self._fetcher
-        self.run_context.signals.begin_next()
         with self.run_context.hooks.inside("training_step"), closing(fetcher):
             self.owed, self.was_cut = Owed.NOTHING, False
             stopped = resumption is not None and self._pay(resumption.next_batch - 1, resumption.owed)
@@ -318,8 +318,9 @@ class TrainEpochLoop:
         if run.state.should_stop:
             run.metrics.outlets.tell(run.metrics.loggers, "save")
             ends = ends or self.may_stop
+        # Behind its last batch, an epoch asks the loaders once more: some draw another batch before they end.
         self.was_cut = ends and not is_last
-        return ends
+        return self.was_cut
 
     def _validates_after(self, index: int, *, is_last: bool) -> bool:
         run, epoch = self.run_context, self.counts.epoch.total

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.rank_zero import warn_once
 from fulmen.trainer.core.optimizer import LightningOptimizer
 from fulmen.trainer.errors import ConfigurationError
@@ -44,7 +45,7 @@ class AutomaticOptimization:
         self._num_batches = num_batches
         self.gradients_wait = False  # for further batches, before there is a step?
         self._module = module
-        self._name = type(module).__name__
+        self._name = class_name(module)
         check_training_step(module.training_step, module=self._name)
         step = hooks.step("training_step", strategy.step_function("training_step"))
         self._training_step = step_arguments(module.training_step, step)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.rank_zero import PossibleUserWarning, warn_once
 from fulmen.fabric.types import Optimizable
 from fulmen.trainer.core.module import LightningModule
@@ -62,7 +63,7 @@ def _check_parameters(module: LightningModule, optimizers: list[Optimizer], own:
     known = {id(parameter) for parameter in own}
     for optimizer in optimizers:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        name, kind = type(module).__name__, type(optimizer).__name__
+        name, kind = class_name(module), type(optimizer).__name__
         if parameters and not any(id(parameter) in known for parameter in parameters):
             raise ConfigurationError(
                 f"{name}.configure_optimizers() returned {kind} over parameters none of which is {name}'s."
@@ -99,7 +100,7 @@ def _split(module: LightningModule, returned: Any) -> tuple[list[Optimizer], lis
     """Optimizers, raw schedulers, and the monitor that stood beside them."""
     if returned is None:
         warnings.warn(
-            f"{type(module).__name__}.configure_optimizers() returned None, so this fit runs without an optimizer."
+            f"{class_name(module)}.configure_optimizers() returned None, so this fit runs without an optimizer."
             " Steps are counted, but no parameter is changed. Return an optimizer if that is not what you want.",
             stacklevel=2,
         )
@@ -121,7 +122,7 @@ def _split(module: LightningModule, returned: Any) -> tuple[list[Optimizer], lis
             if optimizers and all(isinstance(item, Optimizable) for item in optimizers):
                 return optimizers, schedulers, None
     raise ConfigurationError(
-        f"{type(module).__name__}.configure_optimizers() returned {_shown(returned)}."
+        f"{class_name(module)}.configure_optimizers() returned {_shown(returned)}."
         " No optimizer can be read from that. Return " + _FORMS + "."
     )
 
@@ -130,13 +131,13 @@ def _split_dict(module: LightningModule, returned: Mapping[str, Any]) -> tuple[l
     optimizer = returned.get("optimizer")
     if not isinstance(optimizer, Optimizable):
         raise ConfigurationError(
-            f"{type(module).__name__}.configure_optimizers() returned the dict {_shown(returned)},"
+            f"{class_name(module)}.configure_optimizers() returned the dict {_shown(returned)},"
             " whose key 'optimizer' holds no torch optimizer. Without one nothing can be stepped."
             " Return {'optimizer': torch.optim.SGD(self.parameters(), lr=0.1)}, for example."
         )
     if unknown := sorted(map(str, set(returned) - _OPTIMIZER_KEYS)):
         warnings.warn(
-            f"{type(module).__name__}.configure_optimizers() returned a dict with unknown keys {unknown}."
+            f"{class_name(module)}.configure_optimizers() returned a dict with unknown keys {unknown}."
             f" They have no effect. Known are {sorted(_OPTIMIZER_KEYS)}.",
             RuntimeWarning,
             stacklevel=2,
@@ -169,7 +170,7 @@ def _scheduler_config(module: LightningModule, scheduler: Any, monitor: str | No
 
 
 def _from_dict(module: LightningModule, raw: Mapping[str, Any]) -> LRSchedulerConfig:
-    name = type(module).__name__
+    name = class_name(module)
     if "scheduler" not in raw:
         raise ConfigurationError(
             f"{name}.configure_optimizers() returned the scheduler dict {_shown(raw)} without the key 'scheduler'."
@@ -213,7 +214,7 @@ def _from_dict(module: LightningModule, raw: Mapping[str, Any]) -> LRSchedulerCo
 
 
 def _check(module: LightningModule, optimizers: list[Optimizer], configs: Iterable[LRSchedulerConfig]) -> None:
-    name = type(module).__name__
+    name = class_name(module)
     if len(optimizers) > 1 and module.automatic_optimization:
         raise SeveralOptimizersError(
             f"{name}.configure_optimizers() returned {len(optimizers)} optimizers, and optimization is automatic."

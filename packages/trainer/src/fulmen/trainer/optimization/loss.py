@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.trainer.errors import ConfigurationError, MisconfigurationException
 
@@ -94,7 +95,7 @@ def check_no_late_layers(module: nn.Module, known: Iterable[nn.Parameter], optim
     if late:
         shown = ", ".join(late[:3]) + (", ..." if len(late) > 3 else "")
         raise ConfigurationError(
-            f"{type(module).__name__} has parameters that were made after configure_optimizers(): {shown}."
+            f"{class_name(module)} has parameters that were made after configure_optimizers(): {shown}."
             " They get gradients, and no optimizer has them, so they would never be trained."
             " Make the layers in __init__ or configure_model, or add them with optimizer.add_param_group."
         )

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fulmen.fabric.class_names import class_name
 from fulmen.trainer.errors import ConfigurationError
 from fulmen.trainer.optimization.arguments import check_training_step, step_arguments
 from fulmen.trainer.optimization.loss import check_derivable, check_finite, check_no_late_layers
@@ -28,7 +29,7 @@ class ManualOptimization:
         module = run.strategy.lightning_module
         assert module is not None
         self._module = module
-        self._name = type(module).__name__
+        self._name = class_name(module)
         check_training_step(module.training_step, module=self._name)
         self._settings = run.settings
         self._index = 0

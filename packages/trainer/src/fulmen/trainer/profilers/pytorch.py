@@ -184,14 +184,13 @@ class PyTorchProfiler(Profiler):
     def _close(self) -> None:
         if self._session is None:
             return
-        for marks in self._ranges.values():
-            for mark in reversed(marks):
-                mark.__exit__(None, None, None)
-        self._ranges.clear()
-        stack, self._session = self._session, None
-        stack.close()
-        self.profiler = None
-        self._steps = 0
+        # Whatever fails here, a trace that cannot be written for one, the rest is closed too.
+        with ExitStack() as ends:
+            ends.push(self._session)
+            for marks in self._ranges.values():
+                for mark in marks:
+                    ends.push(mark)
+            self._ranges, self._session, self.profiler, self._steps = {}, None, None, 0
 
     def _trace_ready(self, profiler: torch.profiler.profile) -> None:
         self.function_events = profiler.events()

@@ -72,6 +72,10 @@ class SimpleProfiler(Profiler):
             rows.insert(1, ["Total", "-", str(calls), f"{whole:.5g}", "100.00"])
         return _table(rows)
 
+    def teardown(self, stage: str | None) -> None:
+        """The run has ended, also by an error: an action that nobody has ended can begin anew."""
+        self.current_actions.clear()
+
 
 def _short(action: str) -> str:
     """The name of an action without most of the arguments of its callback: a table wider than a screen is no table.

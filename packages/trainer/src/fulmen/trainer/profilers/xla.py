@@ -1,5 +1,6 @@
 """Marks actions for the profiler of XLA."""
 
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 from fulmen.fabric.optional_packages import require
@@ -59,6 +60,14 @@ class XLAProfiler(Profiler):
         marks = self._ranges.get(action_name)
         if marks:
             marks.pop().__exit__(None, None, None)
+
+    def teardown(self, stage: str | None) -> None:
+        """The run has ended, also by an error: so do the ranges that nobody has ended, the last ones first."""
+        with ExitStack() as ends:
+            for marks in self._ranges.values():
+                for mark in marks:
+                    ends.push(mark)
+            self._ranges = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # A server belongs to its process.

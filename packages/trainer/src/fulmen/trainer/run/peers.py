@@ -34,6 +34,9 @@ _END_WITHIN_S = 2.5
 _LOOK_FOR_LOST_EVERY_S = 0.5
 # The same mistake on the same batch comes to all processes, to some a little later.
 _OTHERS_FAIL_WITHIN_S = 2.0
+# Who has ended its part of a failed run may still come to save after it; who is in the middle of its end may take long.
+_OTHERS_COME_WITHIN_S = 2.0
+_WAIT_FOR_OTHERS_S = 1800.0
 
 
 class Peers:
@@ -92,6 +95,24 @@ class Peers:
                 if time.monotonic() > end_s:
                     return False
                 time.sleep(0.05)
+        except RuntimeError:  # whoever kept the store is gone too
+            return False
+        return True
+
+    def come_together(self, number: int, within_s: float = _OTHERS_COME_WITHIN_S) -> bool:
+        """Do all others come here too, for the time of this number? Who is through with the run has so many seconds."""
+        try:
+            self._store.set(f"come/{number}/{self._rank}", "")
+            end_s, missed_s = time.monotonic() + _WAIT_FOR_OTHERS_S, None
+            while missing := [one for one in self._others if not self._store.check([f"come/{number}/{one}"])]:
+                now_s = time.monotonic()
+                if missed_s is None and any(
+                    self._store.check([f"left/{one}"]) or self._is_lost(one) for one in missing
+                ):
+                    missed_s = now_s
+                if now_s > end_s or (missed_s is not None and now_s - missed_s > within_s):
+                    return False
+                time.sleep(0.02)
         except RuntimeError:  # whoever kept the store is gone too
             return False
         return True

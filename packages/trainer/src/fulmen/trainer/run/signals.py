@@ -25,7 +25,7 @@ _CAUGHT = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT"
 _OVER = sys.maxsize
 _INSTALLED = "_fulmen_installed"  # at a handler of ours: by which process, and in the place of which handlers
 _LOOK_EVERY_S = 0.2
-_MEET_WITHIN_S = 1.5
+_SET_UP_WITHIN_S = 1.5
 # A key pressed once reaches all processes of a terminal. Torchrun's agent hands it on to them as well, and some hear of
 # it from another process first.
 _ONE_PRESS_S = 0.4
@@ -40,6 +40,7 @@ class Signals:
         place: How many times a loop has said "so far, and no farther if you are told to stop": before each training
             batch, and before and after each evaluation. The same in all processes that are equally far.
         stopped: Have all processes stopped at a place that a checkpoint can describe?
+        is_cut_short: Has Ctrl-C ended the run at once, wherever it was?
     """
 
     def __init__(self) -> None:
@@ -50,8 +51,11 @@ class Signals:
         self._peers: Peers | None = None
         self._failed_among: Peers | None = None  # also after the run: the user may save then
         self._ends_together: bool | None = None  # not asked yet
+        self.is_cut_short = False
+        self._saves = 0
         self._listens = False
-        self._is_overdue = False
+        self._is_overdue = self._has_met = False
+        self._also: frozenset[int] = frozenset()
         self._pressed_at_s: float | None = None  # Ctrl-C, which came to this process itself
         self._caught_at_s = 0.0
 
@@ -75,6 +79,7 @@ class Signals:
         if not listened:  # else in a process of this run, which was started while the first one listened
             self.caught, self.place, self.stopped = 0, 0, False
             self._pressed_at_s = None
+            self.is_cut_short, self._saves = False, 0
         self._listens = True
         if threading.current_thread() is not threading.main_thread():
             try:
@@ -83,7 +88,8 @@ class Signals:
                 self._listens = listened
                 self._close()
             return
-        before = {number: signal.getsignal(number) for number in {*_CAUGHT, *also}}
+        self._also = frozenset(also)
+        before = {number: signal.getsignal(number) for number in {*_CAUGHT, *self._also}}
         users = {number: _of_the_user(handler, number) for number, handler in before.items()}
         pid = os.getpid()
 
@@ -96,6 +102,7 @@ class Signals:
                     if pass_on is not None and os.getpid() == pid:
                         # It may have come to this process only. Not as a second Ctrl-C to those that heard it too.
                         pass_on(signal.SIGTERM)
+                    self.is_cut_short = True
                     raise KeyboardInterrupt
                 if self._pressed_at_s is None:
                     self._pressed_at_s = time.monotonic()
@@ -123,18 +130,23 @@ class Signals:
             raise ending(self.caught)
 
     @contextmanager
-    def meeting(self) -> Iterator[None]:
-        """While the processes of the run meet: one that a signal reached waits for the others a few seconds at most.
+    def setting_up(self) -> Iterator[None]:
+        """While the run is set up: a signal may wait for its first place to stop, and a few seconds at most.
 
-        Who has not come by then may be gone, because of the same signal. Nothing has begun that could be lost.
+        Then it ends the run wherever it is. Nothing has begun that could be lost; the other processes may be gone
+        because of the same signal, and to import and to set up may take long. Who has met the others keeps to what
+        comes with one of the signals in `also`: it has to be acted on in good order.
 
         Raises:
-            InterruptedBySignal: If they did not come.
+            InterruptedBySignal: If it took longer.
             KeyboardInterrupt: If that was Ctrl-C.
         """
-        self._is_overdue = False
+        if threading.current_thread() is not threading.main_thread():  # where nothing is caught
+            yield
+            return
+        self._is_overdue = self._has_met = False
         is_over = threading.Event()
-        watch = threading.Thread(target=self._watch_meeting, args=(is_over,), name="fulmen-meeting", daemon=True)
+        watch = threading.Thread(target=self._watch_setup, args=(is_over,), name="fulmen-set-up", daemon=True)
         watch.start()
         try:
             yield
@@ -143,12 +155,15 @@ class Signals:
             watch.join()
             self._is_overdue = False
 
-    def _watch_meeting(self, is_over: threading.Event) -> None:
+    def _watch_setup(self, is_over: threading.Event) -> None:
+        due_s: float | None = None
         while not is_over.wait(_LOOK_EVERY_S):
-            if self.caught:
-                if not is_over.wait(_MEET_WITHIN_S):
-                    self._is_overdue = True
-                    signal.raise_signal(self.caught)  # the handler runs in the main thread, and raises there
+            if not self.caught or (self._has_met and self.caught in self._also):
+                continue
+            due_s = due_s or time.monotonic() + _SET_UP_WITHIN_S
+            if time.monotonic() > due_s:
+                self._is_overdue = True
+                _signal_main_thread(self.caught)  # the handler runs there, and raises
                 return
 
     def stop_with_others(self, store: Any, rank: int, world_size: int, *, ends_alone: bool = False) -> None:
@@ -162,6 +177,7 @@ class Signals:
             world_size: Number of processes.
             ends_alone: Does nobody else end this process when another one fails?
         """
+        self._has_met = True
         if store is None:
             return
         self._ends_together = self._failed_among = None
@@ -176,10 +192,10 @@ class Signals:
         Returns:
             What to raise in its place, if another process is to blame.
         """
-        if self._peers is None or not isinstance(error, Exception):
+        if self._peers is None:
             return None
         self._failed_among = self._peers
-        return self._peers.fail(error)
+        return self._peers.fail(error) if isinstance(error, Exception) else None
 
     def end_together(self) -> bool:
         """This process ends its run before its time: do all others too, so that they can still save something together?
@@ -187,11 +203,29 @@ class Signals:
         It is waited for them, for two seconds.
         """
         peers = self._peers or self._failed_among
-        if peers is None or self.stopped:
+        if peers is None:
+            return True
+        if self.is_cut_short:
+            return False  # each was somewhere else, in a collective perhaps
+        if self.stopped:
             return True
         if self._ends_together is None:
             self._ends_together = peers.fail_together()
         return self._ends_together
+
+    def why_alone(self) -> str | None:
+        """Why the other processes do not come to save with this one, after a run that ended before its time.
+
+        To be asked where a process is about to save, by all that do. None if they come: then they are here too.
+        """
+        peers = self._peers or self._failed_among
+        if peers is None:
+            return None
+        if not self.end_together():
+            cut = "Ctrl-C had ended the run in the middle of its work"
+            return cut if self.is_cut_short else "the run had failed in this rank alone"
+        self._saves += 1
+        return None if peers.come_together(self._saves) else "another rank had ended its run without saving"
 
     def stop_if_due(self, place: int) -> None:
         """Called where a signal was `caught`: end the run here, unless other processes are beyond `place` already.
@@ -267,6 +301,13 @@ def end_on_ctrl_c() -> None:
     if not hasattr(sys, "ps1"):
         raise SystemExit(128 + signal.SIGINT) from None
     rank_zero_info("Interrupted by Ctrl-C. The Trainer can be used again.")
+
+
+def _signal_main_thread(number: int) -> None:
+    if hasattr(signal, "pthread_kill"):  # it also wakes it where it sleeps, or waits for a network
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:
+        signal.raise_signal(number)
 
 
 def _announce_stop() -> None:

@@ -4,7 +4,7 @@ Only what the trainer does differently: training goes through `DistributedDataPa
 optimization, where backward runs inside forward, prepares the gradient reduction itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Literal, cast
 
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from fulmen.fabric.accelerators.base import Accelerator
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.forward_redirect import call_through_forward
 from fulmen.fabric.precision.base import Precision
@@ -23,6 +24,7 @@ from fulmen.fabric.strategies.ddp import DDPStrategy as FabricDDPStrategy
 from fulmen.fabric.trees import leaves
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.errors import ConfigurationError
+from fulmen.trainer.strategies.half_summed import Gradients
 from fulmen.trainer.strategies.layer_sync import has_batch_norm
 from fulmen.trainer.strategies.parallel import ParallelStrategy
 
@@ -138,6 +140,20 @@ class DDPStrategy(ParallelStrategy):
         self._wrap(inner)
         self._run_backward = None
 
+    def put_back_gradients(self, module: nn.Module, saved: Sequence[Gradients]) -> bool:
+        """Give the parameters the gradients of an accumulation window that goes on; was it possible?
+
+        Inside a window, torch's wrapper does not share the buffers of the first process; a new one must not either.
+
+        Args:
+            module: With the same parameters as when they were gathered.
+            saved: Of each process then; see `KeepsGradients`.
+        """
+        wrapped = self.model
+        if isinstance(wrapped, DistributedDataParallel) and len(saved) == self.world_size:
+            wrapped.require_forward_param_sync = not self._module().automatic_optimization
+        return super().put_back_gradients(module, saved)
+
     def pre_backward(self, closure_loss: Tensor) -> None:
         """Prepare the gradient reduction where torch's wrapper cannot: in manual optimization."""
         if self._prepares_backward:
@@ -219,7 +235,7 @@ class DDPStrategy(ParallelStrategy):
     def _check_layer_sync(self) -> None:
         if self.world_size > 1 and self.root_device.type == "cpu" and has_batch_norm(self._module()):
             raise ConfigurationError(
-                f"Trainer(sync_batchnorm=True) cannot synchronise the batch norms of {type(self._module()).__name__} on"
+                f"Trainer(sync_batchnorm=True) cannot synchronise the batch norms of {class_name(self._module())} on"
                 " the CPU. torch.nn.SyncBatchNorm runs on GPUs only."
                 " Leave out sync_batchnorm, or train with accelerator='gpu'."
             )

@@ -15,12 +15,13 @@ from torch.optim import Optimizer
 from fulmen.fabric.accelerators.base import Accelerator
 from fulmen.fabric.checkpoint_io.deepspeed_folder import DeepSpeedFolder
 from fulmen.fabric.checkpoint_io.sharded_names import is_deepspeed
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.forward_redirect import call_through_forward
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.registry import Registry
 from fulmen.fabric.strategies.base import Strategy as FabricStrategy
-from fulmen.fabric.strategies.deepspeed import config as configs
+from fulmen.fabric.strategies.deepspeed import checks
 from fulmen.fabric.strategies.deepspeed.arguments import NAMES
 from fulmen.fabric.strategies.deepspeed.engine import stop_engine
 from fulmen.fabric.strategies.deepspeed.strategy import DeepSpeedStrategy as FabricDeepSpeedStrategy
@@ -227,6 +228,7 @@ class DeepSpeedStrategy(ParallelStrategy):
         Raises:
             ConfigurationError: Naming both.
         """
+        checks.check_recomputation(self.config)
         clip_val, algorithm = flags.gradient_clip_val, flags.gradient_clip_algorithm
         accumulate = flags.accumulate_grad_batches
         if clip_val and algorithm == "value":
@@ -234,8 +236,8 @@ class DeepSpeedStrategy(ParallelStrategy):
                 "Trainer(gradient_clip_algorithm='value') cannot be used with DeepSpeedStrategy. Its engine clips"
                 " gradients by the norm of all of them. Pass gradient_clip_algorithm='norm', or use strategy='fsdp'."
             )
-        configs.agreed(self.config, "gradient_clipping", clip_val or None, f"Trainer(gradient_clip_val={clip_val})")
-        configs.agreed(
+        checks.agreed(self.config, "gradient_clipping", clip_val or None, f"Trainer(gradient_clip_val={clip_val})")
+        checks.agreed(
             self.config,
             "gradient_accumulation_steps",
             accumulate,
@@ -247,15 +249,26 @@ class DeepSpeedStrategy(ParallelStrategy):
         ):
             if is_overridden(hook, module, LightningModule):
                 raise ConfigurationError(
-                    f"{type(module).__name__}.{hook}() cannot be called with DeepSpeedStrategy. The engine derives the"
+                    f"{class_name(module)}.{hook}() cannot be called with DeepSpeedStrategy. The engine derives the"
                     f" loss, and clips gradients in its step. {instead}"
                 )
+
+    def check_train_loader(self, loader: Any, flags: Any) -> None:
+        """Refuse batches of another size than the configuration says.
+
+        Raises:
+            ConfigurationError: Naming both.
+        """
+        size, world_size = checks.batch_size_of(loader), self._fabric.num_nodes * self._fabric.num_processes
+        accumulate = flags.accumulate_grad_batches
+        checks.check_batches(self.config, batch_size=size, accumulate=accumulate, world_size=world_size)
 
     # Setting up and tearing down
 
     def setup(self, trainer: Trainer) -> None:
         """Get everything ready for a run: an engine for the module, and if it is trained, for its optimizer."""
-        self._flags = trainer.gradient_clip_val, _batch_size_of(trainer)
+        source = trainer.context.data.source(Stage.TRAIN)
+        self._flags = trainer.gradient_clip_val, checks.batch_size_of(source and source.value)
         super().setup(trainer)
 
     _flags: tuple[float | int | None, int | None] = (None, None)
@@ -281,21 +294,21 @@ class DeepSpeedStrategy(ParallelStrategy):
             ConfigurationError: For several optimizers, one that the configuration names too, or none.
         """
         module, (clip_val, batch_size) = self._module(), self._flags
-        name = f"{type(module).__name__}.configure_optimizers()"
+        name = f"{class_name(module)}.configure_optimizers()"
         if len(optimizers) > 1:
             raise ConfigurationError(
                 f"{name} returned {len(optimizers)} optimizers. An engine of DeepSpeed steps one. Return one, which may"
                 " have several groups of parameters, or use strategy='ddp'."
             )
         if optimizers:
-            configs.check_absent(self.config, "optimizer", name)
+            checks.check_absent(self.config, "optimizer", name)
         elif "optimizer" not in self.config:
             raise ConfigurationError(
                 f"{name} returned no optimizer, and the configuration of DeepSpeed names none. Its engine steps one."
                 " Return an optimizer, or write a section 'optimizer' into the configuration."
             )
         if schedulers:
-            configs.check_absent(self.config, "scheduler", name)
+            checks.check_absent(self.config, "scheduler", name)
         self._forget_engine()
         config = self._fabric.engine_config(clip_val=clip_val or None, batch_size=batch_size, run_counts=True)
         self._engine, stepping = self._fabric.start(module, config, optimizers[0] if optimizers else None)
@@ -433,11 +446,3 @@ def register_deepspeed(registry: Registry[Any], kind: type[Any]) -> None:
     """Register `kind` under the names of DeepSpeed."""
     for name, description, preset in NAMES:
         registry.register(name, kind, description, **preset)
-
-
-def _batch_size_of(trainer: Trainer) -> int | None:
-    """Of the loader that was passed; one that a hook will make is not known yet."""
-    source = trainer.context.data.source(Stage.TRAIN)
-    loader = None if source is None else source.value
-    found = getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
-    return found if isinstance(found, int) else None

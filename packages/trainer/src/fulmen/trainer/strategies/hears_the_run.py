@@ -14,6 +14,14 @@ class HearsTheRun:
             flags: The arguments of the Trainer, as attributes.
         """
 
+    def check_train_loader(self, loader: Any, flags: Any) -> None:
+        """As `check_fit`, of the loader that was passed for training.
+
+        Args:
+            loader: As the user passed it; None if a hook will make it.
+            flags: The arguments of the Trainer, as attributes.
+        """
+
     def on_train_start(self) -> None:
         """Training begins."""
 

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.compiled import plain_parameters
 from fulmen.fabric.strategies.mesh_axes import TENSOR
 from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy
-from fulmen.fabric.strategies.pipeline_parts import users_part
-from fulmen.fabric.strategies.pipeline_steps import PipelineSteps, joined
+from fulmen.fabric.strategies.pipeline.parts import users_part
+from fulmen.fabric.strategies.pipeline.steps import PipelineSteps, joined
 from fulmen.fabric.strategies.sharded_tensors import gather, split_like
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.errors import ConfigurationError
@@ -36,7 +37,7 @@ def check_module(module: LightningModule) -> None:
     Raises:
         ConfigurationError: For manual optimization, and for a `backward` of the module's own.
     """
-    name = type(module).__name__
+    name = class_name(module)
     if not module.automatic_optimization:
         raise ConfigurationError(
             f"{name} optimizes by hand (automatic_optimization=False), and ModelParallelStrategy(pipeline=...) computes"
@@ -96,7 +97,7 @@ class InStages:
         if sink is not None:
             for name, value, options in calls:
                 if isinstance(value, _Metric):
-                    value = module.get_submodule(value.path)
+                    value = module.get_submodule(value)
                 sink.log(name, value, **options)
         return output
 
@@ -104,7 +105,7 @@ class InStages:
         loss = output["loss"] if isinstance(output, dict) and "loss" in output else output
         if output is None:
             raise ConfigurationError(
-                f"{type(self._module).__name__}.training_step() returned None, which skips a batch. In a pipeline the"
+                f"{class_name(self._module)}.training_step() returned None, which skips a batch. In a pipeline the"
                 " other stages have begun with it. Return the loss of every batch."
             )
         return loss / self._divisor() if isinstance(loss, Tensor) else loss
@@ -147,11 +148,8 @@ class _Record:
     output: Any
 
 
-@dataclass
-class _Metric:
+class _Metric(str):
     """A metric object, by its name in the module."""
-
-    path: str
 
 
 class _Recorder:

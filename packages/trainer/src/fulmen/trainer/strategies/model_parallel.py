@@ -8,9 +8,11 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import Module
 
+from fulmen.fabric.class_names import class_name
+from fulmen.fabric.strategies.base import Strategy as FabricStrategy
 from fulmen.fabric.strategies.mesh_axes import PIPELINE
 from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy as FabricModelParallelStrategy
-from fulmen.fabric.strategies.pipeline import Pipeline, cut_module
+from fulmen.fabric.strategies.pipeline.cuts import Pipeline, cut_module
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.errors import ConfigurationError
 from fulmen.trainer.metrics.scalars import is_metric
@@ -67,8 +69,6 @@ class ModelParallelStrategy(ShardedStrategy):
         pipeline_parallel_size: Literal["auto"] | int = "auto",
     ) -> None:
         self._module_splits_itself = plan is None and pipeline is None
-        self.derives_in_step = pipeline is not None
-        self._grouped_metrics: list[Any] = []
         self._adopt(
             FabricModelParallelStrategy(
                 configure_model if self._module_splits_itself else None,
@@ -84,6 +84,11 @@ class ModelParallelStrategy(ShardedStrategy):
                 pipeline_parallel_size=pipeline_parallel_size,
             )
         )
+
+    def _adopt(self, fabric_strategy: FabricStrategy) -> None:
+        super()._adopt(fabric_strategy)
+        self.derives_in_step = self._fabric_model_parallel.pipeline is not None
+        self._grouped_metrics: list[Any] = []
 
     @property
     def device_mesh(self) -> DeviceMesh:
@@ -113,7 +118,7 @@ class ModelParallelStrategy(ShardedStrategy):
     def _check(self, model: LightningModule) -> None:
         if self._module_splits_itself and not is_overridden("configure_model", model, LightningModule):
             raise ConfigurationError(
-                f"Trainer(strategy=ModelParallelStrategy(...)) cannot run {type(model).__name__}, which has no"
+                f"Trainer(strategy=ModelParallelStrategy(...)) cannot run {class_name(model)}, which has no"
                 " configure_model(). There a module splits its layers over self.device_mesh."
                 " Define configure_model(self), and call parallelize_module or fully_shard in it, or pass plan={...}."
             )

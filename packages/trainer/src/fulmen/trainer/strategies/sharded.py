@@ -16,11 +16,15 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.compiled import plain_parameters
 from fulmen.fabric.forward_redirect import call_through_forward
+from fulmen.fabric.precision.base import Precision, UniformPrecision
+from fulmen.fabric.precision.fsdp import FSDPPrecision
 from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.fabric.strategies.sharded import ShardedStrategy as FabricShardedStrategy
-from fulmen.fabric.strategies.sharded_tensors import is_split
+from fulmen.fabric.strategies.sharded_tensors import is_split, split_again
+from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.errors import ConfigurationError
 from fulmen.trainer.strategies import half_summed
 from fulmen.trainer.strategies.half_summed import Gradients
@@ -30,6 +34,9 @@ from fulmen.trainer.strategies.parallel import ParallelStrategy
 _MODEL, _OPTIMIZER = "model", "optimizer_"
 # Before the name of a parameter: the sum of whole gradients of this process.
 _WHOLE = "whole:"
+# These change the types of parameters, and nothing else.
+_CASTS = (Precision.convert_module, UniformPrecision.convert_module, FSDPPrecision.convert_module)
+_TRUE = ("16-true", "bf16-true", "64-true")
 _NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
 
 
@@ -41,6 +48,7 @@ class ShardedStrategy(ParallelStrategy, ABC):
     allows_inference_mode = False  # what is gathered inside of it could not be written to again
 
     _folder: str | None = None  # from which the run goes on, if it is one of shards
+    _came_split = False  # was the module split before the run?
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
@@ -70,13 +78,50 @@ class ShardedStrategy(ParallelStrategy, ABC):
     def setup_model(self, *, training: bool) -> None:
         """Convert the module to the precision and split it, also if it is only evaluated."""
         model: nn.Module = self._module()
-        if not is_split(model):  # what is split already was made, or converted, as it is
+        if self._is_converted_now(model):
             model = self.precision_plugin.convert_module(model)
         if training and self.layer_sync is not None:
             self._refuse_layer_sync(model)
             model = self.layer_sync.apply(model)
         self.model = self.fabric_strategy.setup_module(model)
         self.setup_precision_plugin()
+
+    def connect(self, model: LightningModule) -> None:
+        """Bind the module, before its configure_model runs."""
+        super().connect(model)
+        self._came_split = is_split(model)
+
+    def _is_converted_now(self, model: nn.Module) -> bool:
+        """Is the module still to be converted? Parameters that are split change their type where they are.
+
+        Raises:
+            ConfigurationError: If the precision puts other layers in the place of those that are split, or would change
+                the type of what a run before has split.
+        """
+        precision = self.precision_plugin
+        if not is_split(model):
+            return True
+        if type(precision).convert_module in _CASTS:
+            if self._came_split and precision.precision in _TRUE:
+                self._refuse_another_type(model, precision.compute_dtype)
+            return not self._came_split
+        if not self._came_split:
+            raise ConfigurationError(
+                f"Trainer(precision={precision.precision!r}) exchanges layers, and {class_name(model)} has split its"
+                " own in configure_model(). A new layer would not be split. Exchange the layers before you split them,"
+                " or choose a precision that leaves them as they are, such as 'bf16-true'."
+            )
+        return False  # it was, before it was split: in a run before this
+
+    def _refuse_another_type(self, model: nn.Module, dtype: torch.dtype) -> None:
+        held = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()} - {dtype}
+        if held:
+            raise ConfigurationError(
+                f"Trainer(precision={self.precision_plugin.precision!r}) got {class_name(model)}, which was split"
+                f" before this run, and has parameters in {', '.join(sorted(map(str, held)))}. What is split goes on in"
+                " the type that it had when it ran first. Fit with the precision of the run before, or make the module"
+                " anew and load its weights."
+            )
 
     def model_to_device(self) -> None:
         """Nothing: a module that fits on no device moves while it is split."""
@@ -90,6 +135,8 @@ class ShardedStrategy(ParallelStrategy, ABC):
         """Let go of the run. The parameters stay split: the whole module may fit into no process."""
         if self._lightning_module is not None and self.layer_sync is not None:
             self.layer_sync.revert(self._lightning_module)
+        if self._lightning_module is not None:
+            split_again(self._lightning_module)
         self.model = self._lightning_module
         self._run_backward = self._folder = None
         self.fabric_strategy.teardown()
@@ -237,7 +284,7 @@ class ShardedStrategy(ParallelStrategy, ABC):
     def _refuse_layer_sync(self, module: nn.Module) -> None:
         if self.root_device.type == "cpu":
             raise ConfigurationError(
-                f"Trainer(sync_batchnorm=True) cannot synchronise the batch norms of {type(module).__name__} on"
+                f"Trainer(sync_batchnorm=True) cannot synchronise the batch norms of {class_name(module)} on"
                 " the CPU. torch.nn.SyncBatchNorm runs on GPUs only."
                 " Leave out sync_batchnorm, or train with accelerator='gpu'."
             )

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.seeding import isolate_rng
 from fulmen.fabric.trees import move_to_device
@@ -69,7 +70,7 @@ class LayerSummary:
     @property
     def layer_type(self) -> str:
         """The name of the class."""
-        return type(self._module).__name__
+        return class_name(self._module)
 
     @property
     def num_parameters(self) -> int:

@@ -131,6 +131,10 @@ class LossScaling:
     hysteresis: int = 2
     min_loss_scale: int = 1
 
+    def given(self) -> dict[str, float]:
+        """Those that differ from their defaults."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
+
 
 def check_loss_scaling(scaling: LossScaling) -> None:
     """Refuse numbers that scale nothing.

@@ -23,6 +23,7 @@ from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.environments.variables import environment_variables
 from fulmen.fabric.errors import ConfigurationError, MissingPackageError
 from fulmen.fabric.optional_packages import is_installed, require
+from fulmen.fabric.strategies.deepspeed.sections import zero_stage
 
 _NAME = "deepspeed"
 _OLDEST = (0, 19)  # since then whoever calls `step` may count the batches
@@ -82,6 +83,39 @@ def join_deepspeed(deepspeed: Any, device: torch.device, backend: str, timeout: 
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     waits = {} if timeout is None else {"timeout": timeout}
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, **waits)
+
+
+def check_disk(deepspeed: Any) -> None:
+    """Can the package read a disk here?
+
+    Raises:
+        ConfigurationError: If not.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the error says it
+        is_able = deepspeed.ops.op_builder.AsyncIOBuilder().is_compatible(verbose=False)
+    if not is_able:
+        raise ConfigurationError(
+            "DeepSpeedStrategy(offload_params_device='nvme') or offload_optimizer_device='nvme' cannot be done here:"
+            " DeepSpeed's reader of disks needs the library libaio, with its headers. They are not found. Install"
+            " libaio-dev (libaio-devel), or pass 'cpu' as these devices."
+        )
+
+
+def check_tried(deepspeed: Any, config: Mapping[str, Any], optimizer: Optimizer) -> None:
+    """Have DeepSpeed's authors tried this optimizer, if the configuration wants no other?
+
+    Raises:
+        ConfigurationError: If not.
+    """
+    if config.get("zero_allow_untested_optimizer") is not False or not zero_stage(config):
+        return
+    if not deepspeed.runtime.zero.utils.is_zero_supported_optimizer(optimizer):
+        raise ConfigurationError(
+            f"DeepSpeedStrategy(zero_allow_untested_optimizer=False) cannot step with {type(optimizer).__name__}. It"
+            " is none of the optimizers that DeepSpeed's authors have tried with ZeRO. Use torch.optim.AdamW or Adam,"
+            " or leave zero_allow_untested_optimizer out."
+        )
 
 
 @contextmanager

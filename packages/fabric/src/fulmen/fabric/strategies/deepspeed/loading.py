@@ -18,6 +18,7 @@ from torch.nn import Module
 
 from fulmen.fabric.checkpoint_io.deepspeed_folder import DeepSpeedFolder
 from fulmen.fabric.checkpoint_io.ranks import Ranks
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.compiled import load_plain_state, plain_buffers, plain_name, plain_parameters, plain_state
 from fulmen.fabric.errors import CheckpointError, CheckpointKeyError, ConfigurationError
 from fulmen.fabric.rank_zero import rank_zero_warn
@@ -275,7 +276,7 @@ def load_weights(module: Module, weights: Mapping[str, Tensor], *, strict: bool)
     missing, unexpected = sorted(expected - set(weights)), sorted(set(weights) - expected)
     if strict and (missing or unexpected):
         raise CheckpointKeyError(
-            f"The weights do not fit {type(module).__name__}: they lack {missing[:10]}, and hold {unexpected[:10]}"
+            f"The weights do not fit {class_name(module)}: they lack {missing[:10]}, and hold {unexpected[:10]}"
             " beside. Every name has to be on both sides."
             " Build the module as it was when they were saved, or load with strict=False."
         )

@@ -17,12 +17,15 @@ from fulmen.fabric.checkpoint_io.base import CheckpointIO
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.precision.deepspeed import DeepSpeedPrecision
-from fulmen.fabric.strategies.deepspeed import config as configs
+from fulmen.fabric.rank_zero import rank_zero_warn
+from fulmen.fabric.strategies.deepspeed import checks
 from fulmen.fabric.strategies.deepspeed.arguments import LossScaling
-from fulmen.fabric.strategies.deepspeed.config import Config
+from fulmen.fabric.strategies.deepspeed.config import completed
 from fulmen.fabric.strategies.deepspeed.engine import (
     EngineOptimizer,
     Trained,
+    check_disk,
+    check_tried,
     join_deepspeed,
     load_deepspeed,
     start_engine,
@@ -31,6 +34,7 @@ from fulmen.fabric.strategies.deepspeed.engine import (
     told_ranks,
 )
 from fulmen.fabric.strategies.deepspeed.saving import SafeFiles
+from fulmen.fabric.strategies.deepspeed.sections import SECTIONS, Config, offloads, precision_in, zero_stage
 from fulmen.fabric.strategies.known_here import ModulesKnownHere
 from fulmen.fabric.strategies.parallel import Parts, ProcessGroupStrategy
 
@@ -65,12 +69,14 @@ class EngineStrategy(ProcessGroupStrategy, ABC):
         self.config = config
         self._scaling = scaling
         self.precision = kwargs.get("precision")
-        configs.check_remote_device(remote_device, config)
+        checks.check_remote_device(remote_device, config)
         check_flag("DeepSpeedStrategy", "load_full_weights", load_full_weights)
         check_flag("DeepSpeedStrategy", "exclude_frozen_parameters", exclude_frozen_parameters)
         check_count("DeepSpeedStrategy", "logging_level", logging_level, "It is a level of Python's logging.", 0)
         if batch_size is not None:
             check_count("DeepSpeedStrategy", "logging_batch_size_per_gpu", batch_size, "It counts samples.")
+            said = f"DeepSpeedStrategy(logging_batch_size_per_gpu={batch_size})"
+            checks.agreed(config, "train_micro_batch_size_per_gpu", batch_size, said)
         self.remote_device = remote_device
         self.load_full_weights = load_full_weights
         self.exclude_frozen_parameters = exclude_frozen_parameters
@@ -90,7 +96,7 @@ class EngineStrategy(ProcessGroupStrategy, ABC):
     @property
     def zero_stage_3(self) -> bool:
         """Are parameters split?"""
-        return bool(configs.zero_stage(self.config) == 3)
+        return bool(zero_stage(self.config) == 3)
 
     @property
     def model(self) -> Any:
@@ -108,14 +114,20 @@ class EngineStrategy(ProcessGroupStrategy, ABC):
         checked = _checked(precision)
         if checked is not None:
             where = f"DeepSpeedStrategy(precision=DeepSpeedPrecision({checked.precision!r}))"
-            configs.check_precision(self.config, checked.precision, where)
+            checks.check_precision(self.config, checked.precision, where)
+            given = self._scaling.given() if SECTIONS[checked.precision] != "fp16" else {}
+            for name, value in given.items():
+                rank_zero_warn(
+                    f"DeepSpeedStrategy({name}={value!r}) has no effect with precision={checked.precision!r}: only the"
+                    " loss of float16 is scaled. Pass precision='16-mixed', or leave it out."
+                )
         self._precision = checked
 
     def make_precision(self, name: str | None, where: str) -> DeepSpeedPrecision:
         """The precision of a flag, or without one, that of the configuration."""
         if name is None:
-            return DeepSpeedPrecision(configs.precision_in(self.config) or "32-true")  # type: ignore[arg-type]
-        configs.check_precision(self.config, name, where)
+            return DeepSpeedPrecision(precision_in(self.config) or "32-true")  # type: ignore[arg-type]
+        checks.check_precision(self.config, name, where)
         return DeepSpeedPrecision(name)  # type: ignore[arg-type]  # checked just now
 
     @property
@@ -139,6 +151,8 @@ class EngineStrategy(ProcessGroupStrategy, ABC):
         super().setup_environment()
         self._deepspeed = load_deepspeed(self.root_device, self._logging_level)
         with self._told():
+            if "nvme" in (offloads(self.config, "parameters"), offloads(self.config, "optimizer")):
+                check_disk(self._deepspeed)
             join_deepspeed(self._deepspeed, self.root_device, self.process_group_backend or "gloo", self._timeout)
 
     def module_to_device(self, module: Module) -> None:
@@ -185,7 +199,7 @@ class EngineStrategy(ProcessGroupStrategy, ABC):
             run_counts: See `completed`.
         """
         said = self.config.get("gradient_clipping")
-        return configs.completed(
+        return completed(
             self.config,
             precision=self.precision.precision,
             scaling=self._scaling,
@@ -207,9 +221,9 @@ class EngineStrategy(ProcessGroupStrategy, ABC):
                 f"fabric.setup(module, ...) got {len(optimizers)} optimizers. An engine of DeepSpeed steps one. Pass"
                 " one; it may have several groups of parameters."
             )
-        configs.check_absent(self.config, "optimizer", f"fabric.setup(module, {type(optimizers[0]).__name__}(...))")
+        checks.check_absent(self.config, "optimizer", f"fabric.setup(module, {type(optimizers[0]).__name__}(...))")
         if scheduler is not None:
-            configs.check_absent(self.config, "scheduler", f"fabric.setup(scheduler={type(scheduler).__name__}(...))")
+            checks.check_absent(self.config, "scheduler", f"fabric.setup(scheduler={type(scheduler).__name__}(...))")
         engine, optimizer = self.start(module, self.engine_config(), optimizers[0], scheduler)
         assert optimizer is not None
         return engine, [optimizer], engine.lr_scheduler
@@ -246,6 +260,11 @@ class EngineStrategy(ProcessGroupStrategy, ABC):
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         groups = optimizer.param_groups if optimizer is not None else ()
         ordered = [names.get(id(parameter), "") for group in groups for parameter in group["params"]]
+        checks.check_recomputation(config)
+        accumulate = config["gradient_accumulation_steps"]
+        checks.check_batches(config, batch_size=None, accumulate=accumulate, world_size=self.world_size)
+        if optimizer is not None:
+            check_tried(self._loaded(), config, optimizer)
         with self._told():
             engine = start_engine(self._loaded(), module, config, self.root_device, optimizer, scheduler)
         engine.checkpoint_engine = SafeFiles()

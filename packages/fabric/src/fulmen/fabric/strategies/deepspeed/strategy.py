@@ -18,6 +18,7 @@ from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.fabric.registry import Registry
 from fulmen.fabric.strategies.base import Strategy
 from fulmen.fabric.strategies.deepspeed.arguments import NAMES, DeepSpeedArguments, LossScaling, check_loss_scaling
+from fulmen.fabric.strategies.deepspeed.checks import check_scaling, without_effect
 from fulmen.fabric.strategies.deepspeed.config import chosen
 from fulmen.fabric.strategies.deepspeed.engine import check_installed
 from fulmen.fabric.strategies.deepspeed.state import SavedEngineStrategy
@@ -160,6 +161,9 @@ class DeepSpeedStrategy(SavedEngineStrategy):
         )
         check_loss_scaling(scaling)
         complete = chosen(arguments, config, os.environ.get(self.DEEPSPEED_ENV_VAR))
+        check_scaling(complete, scaling)
+        for sentence in without_effect(arguments, complete):
+            rank_zero_warn(sentence)
         if zero_optimization and "zero_optimization" not in complete:
             rank_zero_warn(
                 "The configuration of DeepSpeed has no section 'zero_optimization', so nothing is split, and every"

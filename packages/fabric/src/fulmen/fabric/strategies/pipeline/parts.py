@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.compiled import without_wrappers
 from fulmen.fabric.errors import ConfigurationError
-from fulmen.fabric.strategies.pipeline import Cut, Pipeline
-from fulmen.fabric.strategies.pipeline_ghosts import Ghosts
+from fulmen.fabric.strategies.pipeline.cuts import Cut, Pipeline
+from fulmen.fabric.strategies.pipeline.ghosts import Ghosts
 from fulmen.fabric.trees import leaves, map_tree
 
 
@@ -172,19 +173,19 @@ class StagedModule:
         if missing:
             raise ConfigurationError(
                 f"Pipeline(split_points={list(self.pipeline.split_points)!r}) names {missing[0]!r}, which was not"
-                f" called in a step of {type(self.module).__name__}. A stage begins when its module is called."
+                f" called in a step of {class_name(self.module)}. A stage begins when its module is called."
                 " Name modules that every step calls, in their order."
             )
         if moved:
             raise ConfigurationError(
-                f"A step of {type(self.module).__name__} draws random numbers outside of the modules of its stages."
+                f"A step of {class_name(self.module)} draws random numbers outside of the modules of its stages."
                 " That code runs in every stage of a pipeline, and each would draw others. Draw them where batches are"
                 " made, or in a module of one stage."
             )
         updated = next((name for name, count in self._updates_of_metrics().items() if count != counts[name]), None)
         if updated is not None:
             raise ConfigurationError(
-                f"A step of {type(self.module).__name__} updates the metric {updated!r} before its last stage begins."
+                f"A step of {class_name(self.module)} updates the metric {updated!r} before its last stage begins."
                 " That code runs in every stage of a pipeline, and each would count. Update it with the output of"
                 " the module, or after that."
             )
@@ -218,7 +219,7 @@ class StagedModule:
                 raise self._out_of_reach("what the step returns")
         elif not isinstance(result, ReachedCutError):
             raise ConfigurationError(
-                f"A step of {type(self.module).__name__} did not come to the module"
+                f"A step of {class_name(self.module)} did not come to the module"
                 f" {self.pipeline.split_points[stage]!r} this time, where stage {stage + 1} begins. All stages work on"
                 " each micro-batch. Let the step take the same way through the module always."
             )
@@ -255,7 +256,7 @@ class StagedModule:
         """
         if self._run is None:
             raise ConfigurationError(
-                f"{type(self.module).__name__} was called outside of a step of its pipeline. No process has all of it."
+                f"{class_name(self.module)} was called outside of a step of its pipeline. No process has all of it."
                 " Train with `strategy.forward_backward(step, module, batch)`, evaluate with `strategy.evaluate(...)`,"
                 " and call the module in the step."
             )
@@ -277,14 +278,14 @@ class StagedModule:
         name = self.pipeline.split_points[begins - 1]
         if begins in run.passed:
             raise ConfigurationError(
-                f"A step of {type(self.module).__name__} called {name!r} twice, with which a stage begins. Each"
+                f"A step of {class_name(self.module)} called {name!r} twice, with which a stage begins. Each"
                 " micro-batch goes through the stages once. Join what you call it with along the first axis, or choose"
                 " other split points."
             )
         if begins - 1 not in run.passed and begins > 1:
             raise ConfigurationError(
                 f"Pipeline(split_points={list(self.pipeline.split_points)!r}) is not the order in which a step of"
-                f" {type(self.module).__name__} calls these modules: {name!r} came too early. Stages follow each other."
+                f" {class_name(self.module)} calls these modules: {name!r} came too early. Stages follow each other."
                 " Name them in the order of the calls."
             )
         run.passed.add(begins)
@@ -344,14 +345,14 @@ class StagedModule:
 
     def _changed(self, name: str, now: str, before: str) -> ConfigurationError:
         return ConfigurationError(
-            f"{name!r} of {type(self.module).__name__}, with which a stage begins, got {now}, and {before} was"
+            f"{name!r} of {class_name(self.module)}, with which a stage begins, got {now}, and {before} was"
             " expected. What one stage sends, the next one waits for. Let the step call it in the same way always, and"
             " cut where tensors are not split over the tensor axis."
         )
 
     def _out_of_reach(self, where: str) -> ConfigurationError:
         return ConfigurationError(
-            f"A step of {type(self.module).__name__} uses in {where} what another stage of the pipeline has: a"
+            f"A step of {class_name(self.module)} uses in {where} what another stage of the pipeline has: a"
             " parameter of it, or a tensor that does not go through the module with which this stage begins."
             f" Pass it to {', '.join(map(repr, self.pipeline.split_points))} as an argument, use parameters only in the"
             " stage that has them, or choose other split points."
@@ -360,7 +361,7 @@ class StagedModule:
     def ask_for_parts(self, name: str, asked: str) -> ConfigurationError:
         """What is said if `asked` is taken of a module inside of a step."""
         return ConfigurationError(
-            f"A step of {type(self.module).__name__} asked {name!r} for {asked!r}, which is not here: it is in stage"
+            f"A step of {class_name(self.module)} asked {name!r} for {asked!r}, which is not here: it is in stage"
             f" {self.cut.stage_of[name]}. Each stage of a pipeline has its own modules only. Call modules, and use"
             " their parameters inside of them."
         )

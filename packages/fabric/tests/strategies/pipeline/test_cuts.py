@@ -9,7 +9,7 @@ from torch import nn
 from fulmen.fabric import Fabric
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy
-from fulmen.fabric.strategies.pipeline import SCHEDULES, Pipeline, cut_module
+from fulmen.fabric.strategies.pipeline.cuts import SCHEDULES, Pipeline, cut_module
 
 
 class Deep(nn.Module):

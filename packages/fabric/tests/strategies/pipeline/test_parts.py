@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 from fulmen.fabric.errors import ConfigurationError
-from fulmen.fabric.strategies.pipeline import Pipeline, cut_module
-from fulmen.fabric.strategies.pipeline_parts import StagedModule
+from fulmen.fabric.strategies.pipeline.cuts import Pipeline, cut_module
+from fulmen.fabric.strategies.pipeline.parts import StagedModule
 
 
 class Block(nn.Module):

@@ -12,8 +12,8 @@ from torch import nn
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.fabric import Fabric
 from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy
-from fulmen.fabric.strategies.pipeline import Pipeline
-from fulmen.fabric.strategies.pipeline_steps import cut_batch, joined
+from fulmen.fabric.strategies.pipeline.cuts import Pipeline
+from fulmen.fabric.strategies.pipeline.steps import cut_batch, joined
 
 case = Cases()
 PLAN = {"blocks.*.up": "column", "blocks.*.down": "row", "blocks.*": "shard"}
@@ -264,6 +264,8 @@ def what_no_loss_is_is_refused_with_the_error_of_the_step(n, folder):
     # Where it fails in one stage alone, processes end; here all see it before anything is sent.
     fabric = staged(n, Pipeline(["blocks.2"], 4))
     model, _ = set_up(fabric)
+    with pytest.raises(ConfigurationError, match="cannot step with LBFGS"):
+        fabric.setup_optimizers(torch.optim.LBFGS(model.parameters()))
     with pytest.raises(KeyError, match="nothing"):
         fabric.strategy.forward_backward(lambda model, batch: {}["nothing"], model, batches(1)[0])
     with pytest.raises(ConfigurationError, match=r"'blocks.2', which was not called"):

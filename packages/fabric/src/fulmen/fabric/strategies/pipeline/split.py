@@ -8,13 +8,14 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.strategies.context_parallel import attend_together
 from fulmen.fabric.strategies.materialize import without_memory
 from fulmen.fabric.strategies.mesh_axes import PIPELINE, TENSOR
-from fulmen.fabric.strategies.pipeline import Pipeline, cut_module
-from fulmen.fabric.strategies.pipeline_parts import StagedModule
-from fulmen.fabric.strategies.pipeline_steps import PipelineSteps, StageRunner
+from fulmen.fabric.strategies.pipeline.cuts import Pipeline, cut_module
+from fulmen.fabric.strategies.pipeline.parts import StagedModule
+from fulmen.fabric.strategies.pipeline.steps import PipelineSteps, StageRunner
 from fulmen.fabric.strategies.plan import Matched, Plan
 from fulmen.fabric.strategies.sharded_tensors import is_split
 from fulmen.fabric.strategies.split_by_plan import (
@@ -96,7 +97,7 @@ def take_memory(steps: PipelineSteps) -> tuple[list[nn.Module], list[nn.Module]]
     for part in staged.outside():
         if any(one is not None and one.is_meta for one in part._buffers.values()):
             raise ConfigurationError(
-                f"{type(part).__name__} has buffers on the meta device and is in every stage of a pipeline. They"
+                f"{class_name(part)} has buffers on the meta device and is in every stage of a pipeline. They"
                 " have to be the same in each, and nothing says what they are. Make them on the CPU, or in a"
                 " module with parameters."
             )
@@ -112,7 +113,7 @@ def tensors_here(steps: PipelineSteps) -> list[Any]:
 def _check(module: nn.Module, matched: Matched, containers: tuple[str, ...]) -> None:
     if is_split(module) or any(getattr(one, "is_in_another_stage", False) for one in module.parameters()):
         raise ConfigurationError(
-            f"ModelParallelStrategy(pipeline=...) got {type(module).__name__}, which is split already. A pipeline cuts"
+            f"ModelParallelStrategy(pipeline=...) got {class_name(module)}, which is split already. A pipeline cuts"
             " whole modules. Let a plan say how its parts are split, and do not split it in configure_model or before"
             " setup."
         )
@@ -120,7 +121,7 @@ def _check(module: nn.Module, matched: Matched, containers: tuple[str, ...]) -> 
         style = matched.tensors.get(name) or matched.attentions.get(name)
         if style is not None:
             raise ConfigurationError(
-                f"ModelParallelStrategy(plan={{...}}, pipeline=...) splits {name!r} of {type(module).__name__} over"
+                f"ModelParallelStrategy(plan={{...}}, pipeline=...) splits {name!r} of {class_name(module)} over"
                 " tensors or sequences, and the pipeline cuts through it. No process runs all of it."
                 " Name modules that are wholly in one stage."
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from fulmen.fabric.collectives import process_group
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
-from fulmen.fabric.strategies.pipeline import GPIPE, INTERLEAVED, LOOPED, ONE_F_ONE_B, ZERO_BUBBLE
-from fulmen.fabric.strategies.pipeline_parts import Crossing, StagedModule
+from fulmen.fabric.strategies.pipeline.answers import Answers
+from fulmen.fabric.strategies.pipeline.cuts import GPIPE, INTERLEAVED, LOOPED, ONE_F_ONE_B, ZERO_BUBBLE
+from fulmen.fabric.strategies.pipeline.parts import Crossing, StagedModule
 from fulmen.fabric.trees import leaves, map_tree
 
 # Of sizes of batches for which buffers are kept.
@@ -87,6 +88,7 @@ class PipelineSteps:
         self._group, self._size = group, size
         self._schedules: OrderedDict[Any, tuple[Any, dict[int, Crossing]]] = OrderedDict()
         self._waits = False
+        self._key: Any = None  # of the step that ran last
 
     @property
     def last_rank(self) -> int:
@@ -121,7 +123,7 @@ class PipelineSteps:
         # The same in all stages: in each, or in none, a new schedule is made.
         frozen = hash(tuple(parameter.requires_grad for parameter in self.staged.module.parameters()))
         modes = self.staged.module.training, torch.is_autocast_enabled(self.staged.device.type)
-        key = name, backward, frozen, modes, _form(micro_batches)
+        self._key = key = name, backward, frozen, modes, _form(micro_batches)
         with self.staged.cut_open():
             schedule, crossings = self._schedule(key, step, micro_batches, backward)
             failure: list[Exception] = []
@@ -152,10 +154,13 @@ class PipelineSteps:
         return mean.to(device, torch.get_default_dtype())
 
     def from_last(self, value: Any) -> Any:
-        """An object of the process with the last stage, in every one; pickled."""
-        found = [map_tree(value, lambda leaf: leaf.detach().cpu() if isinstance(leaf, Tensor) else leaf)]
-        dist.broadcast_object_list(found, self.last_rank, group=self._group, device=_for_group(self.staged.device))
-        return map_tree(found[0], lambda leaf: leaf.to(self.staged.device) if isinstance(leaf, Tensor) else leaf)
+        """What the process with the last stage has for the step that ran last, in every process."""
+        return self._answers.share(self._key, value)
+
+    @cached_property
+    def _answers(self) -> Answers:
+        device = self.staged.device
+        return Answers(self._group, self.last_rank, device, _for_group(device))
 
     def _work(
         self,

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Module
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from fulmen.fabric.compiled import is_compiled, plain_state, without_wrappers
 from fulmen.fabric.errors import ConfigurationError
@@ -21,8 +21,8 @@ from fulmen.fabric.strategies.base import users_module
 from fulmen.fabric.strategies.known_here import NotesOnModulesHere
 from fulmen.fabric.strategies.mesh import MeshStrategy
 from fulmen.fabric.strategies.mesh_axes import PIPELINE
-from fulmen.fabric.strategies.pipeline_state import gather_stages, only
-from fulmen.fabric.strategies.pipeline_steps import PipelineSteps, joined
+from fulmen.fabric.strategies.pipeline.state import gather_stages, only
+from fulmen.fabric.strategies.pipeline.steps import PipelineSteps, joined
 from fulmen.fabric.strategies.sharded_state import parameters_of
 
 
@@ -106,6 +106,21 @@ class PipelinedStrategy(MeshStrategy, ABC):
         return (power if is_largest else power ** (1.0 / norm_type)).to(norm)
 
     # ---- state
+
+    def setup_optimizer(self, optimizer: Optimizer) -> Optimizer:
+        """The optimizer, stepping the parameters that are there since the module was set up.
+
+        Raises:
+            ConfigurationError: If it looks at all parameters at once, of which each process has some.
+        """
+        optimizer = super().setup_optimizer(optimizer)
+        if isinstance(optimizer, LBFGS) and self._steps_of_optimizer(optimizer) is not None:
+            raise ConfigurationError(
+                f"ModelParallelStrategy(pipeline=...) cannot step with {type(optimizer).__name__}. It searches along a"
+                " direction of all parameters, and each process has those of its stages only. Choose an optimizer that"
+                " steps each parameter by itself, such as torch.optim.AdamW, or leave the pipeline out."
+            )
+        return optimizer
 
     def holds(self, module: Module, name: str) -> bool:
         """Is this parameter or buffer of a module that was set up in this process, or a part of it?"""

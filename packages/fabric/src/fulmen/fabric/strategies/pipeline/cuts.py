@@ -21,6 +21,7 @@ from typing import Literal
 
 from torch import nn
 
+from fulmen.fabric.class_names import class_name
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 
 GPIPE, ONE_F_ONE_B, LOOPED = "GPipe", "1F1B", "LoopedBFS"
@@ -191,7 +192,7 @@ def cut_module(module: nn.Module, pipeline: Pipeline) -> Cut:
     Raises:
         ConfigurationError: If a split point is no place to cut, or parameters are shared by stages.
     """
-    points, kind = pipeline.split_points, type(module).__name__
+    points, kind = pipeline.split_points, class_name(module)
     modules = dict(module.named_modules(remove_duplicate=False))
     order = list(modules)
     for point in points:
@@ -230,7 +231,7 @@ def _check_point(point: str, points: Sequence[str], modules: Mapping[str, nn.Mod
     if not has_forward(modules[point]):
         first = next((name for name in modules if name.startswith(f"{point}.")), None)
         raise ConfigurationError(
-            f"{given} names {point!r}, a {type(modules[point]).__name__} without a forward. A stage begins when its"
+            f"{given} names {point!r}, a {class_name(modules[point])} without a forward. A stage begins when its"
             f" module is called, and this one never is. Name {first!r}."
         )
     parts = point.split(".")
@@ -239,7 +240,7 @@ def _check_point(point: str, points: Sequence[str], modules: Mapping[str, nn.Mod
         if around in points or isinstance(modules[around], _CLOSED):
             why = "is a split point itself" if around in points else "computes with its parts in one piece"
             raise ConfigurationError(
-                f"{given} names {point!r}, which is inside of {around!r}, a {type(modules[around]).__name__} that"
+                f"{given} names {point!r}, which is inside of {around!r}, a {class_name(modules[around])} that"
                 f" {why}. Stages follow each other, and cannot begin there. Name {around!r}, or a module beside it."
             )
 
