@@ -1,4 +1,5 @@
 import copy
+import traceback
 from collections import OrderedDict
 
 import pytest
@@ -145,3 +146,10 @@ def test_fabric_saves_plain_names_and_loads_them(tmp_path, compiled_where):
             for one, same in zip(net.parameters(), other.parameters(), strict=True):
                 assert torch.equal(one, same)
     model.load_state_dict(torch.load(tmp_path / "bare.ckpt")["model"])
+
+
+def test_names_from_a_file_are_printed_written_out():
+    net = torch.nn.Linear(1, 1)
+    with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "\\x1b\[31mred\\nDone"') as caught:
+        load_plain_state(net, {**net.state_dict(), "\x1b[31mred\nDone": torch.ones(1)})
+    assert "\x1b" not in "".join(traceback.format_exception(caught.value))

@@ -38,3 +38,18 @@ def test_an_error_is_caught_as_each_of_its_families_and_travels_between_processe
 def test_what_fails_later_is_no_bad_input() -> None:
     for kind in (errors.CheckpointError, errors.ProcessFailedError):
         assert not issubclass(kind, errors.MisconfigurationException)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        errors.CheckpointError,
+        errors.CheckpointKeyError,
+        errors.CheckpointNotFoundError,
+        errors.CheckpointDamagedError,
+    ],
+)
+def test_names_from_a_file_steer_no_terminal(kind: type[Exception]) -> None:
+    error = kind("It holds \x1b[2Jmodel\nDone.")
+    for one in (error, pickle.loads(pickle.dumps(error))):
+        assert str(one) == r"It holds \x1b[2Jmodel\nDone."

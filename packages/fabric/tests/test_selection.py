@@ -212,6 +212,8 @@ def test_a_precision_whose_weights_cannot_be_sent_is_refused_where_they_would_be
             built(Alone, strategy)
     with pytest.raises(ConfigurationError, match=r"Replicated with ModelParallelStrategy, which splits.*'ddp'"):
         built(Replicated, splitting())
+    with pytest.raises(ConfigurationError, match=r"Replicated with DataParallelStrategy, which copies.*'ddp'"):
+        built(Replicated, DataParallelStrategy())
     assert type(built(Replicated, "ddp").precision) is Replicated
     assert type(built(Alone, "auto", 1).precision) is Alone
     assert type(built(Precision, splitting()).precision) is Precision

@@ -61,6 +61,11 @@ class BracketedBackward(Precision):
         pass
 
 
+class OwnStep(Precision):
+    def optimizer_step(self, optimizer, **kwargs):
+        return super().optimizer_step(optimizer, **kwargs)
+
+
 def wrap(net, precision=None, wrapper=None):
     return FabricModule(wrapper or net, SingleDeviceStrategy(precision=precision), original_module=net)
 
@@ -178,7 +183,8 @@ def test_hooks_on_the_returned_module_run():
 
 
 def test_plain_backward_is_refused_only_where_it_is_wrong():
-    wrap(Net(), bf16())(torch.ones(1, 3)).sum().backward()
+    for precision in (bf16(), OwnStep()):
+        wrap(Net(), precision)(torch.ones(1, 3)).sum().backward()
     output = wrap(Net(), BracketedBackward())(torch.ones(1, 3))
     with pytest.raises(ForwardBypassedError, match=r"fabric\.backward"):
         output.sum().backward()

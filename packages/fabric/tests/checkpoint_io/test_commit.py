@@ -214,9 +214,10 @@ def test_a_folder_that_cannot_be_begun_is_answered(tmp_path: Path) -> None:
         FolderAside.begin(tmp_path / "file" / "x.ckpt")
 
 
-def test_a_pipe_or_device_is_not_replaced(tmp_path):
+@pytest.mark.parametrize("leads_to_one", [False, True])
+def test_a_pipe_or_device_is_not_replaced(tmp_path, leads_to_one):
     path = tmp_path / "pipe"
-    os.mkfifo(path)
+    os.symlink(os.devnull, path) if leads_to_one else os.mkfifo(path)
     before = os.lstat(path)
     for begin in (lambda: commit(path, lambda file: file.write(b"x")), lambda: FolderAside.begin(path)):
         with pytest.raises(

@@ -1,5 +1,6 @@
 """Folders in the layout of DeepSpeed, made here piece by piece: whoever wrote them, the whole is the same."""
 
+import os
 import pickle
 import shutil
 
@@ -209,3 +210,13 @@ def test_objects_of_the_package_become_opaque(tmp_path, monkeypatch):
     assert found.cur_scale == 8.0
     assert type(read_file(tmp_path / "one.pt", let_in=[_Scaler])["loss_scaler"]) is _Scaler
     assert pickle.dumps(Opaque(1))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_pipes_in_the_place_of_files_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "mp_rank_00_model_states.pt")
+    os.mkfifo(tmp_path / "latest")
+    assert is_deepspeed(tmp_path)
+    assert "it is a pipe or a device, and no file" in checkpoint_damage(tmp_path)
+    with pytest.raises(CheckpointError, match="a pipe or a device"):
+        consolidate(tmp_path, tmp_path / "whole.ckpt")

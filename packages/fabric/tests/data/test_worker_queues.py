@@ -22,13 +22,11 @@ def loader():
 
 @pytest.mark.parametrize("through", ["view", "iterator"])
 def test_queues_are_open_when_an_iterator_in_a_circle_ends_its_workers(through, monkeypatch):
-    closed = []
+    closed, torchs = [], _MultiProcessingDataLoaderIter._shutdown_workers
 
     def shutdown(self):
         closed.extend(not queue._close.still_active() for queue in self._index_queues)
-        for worker in self._workers:  # as they would end by themselves
-            worker.terminate()
-            worker.join()
+        torchs(self)
 
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_shutdown_workers", shutdown)
     gc.collect()

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fulmen.fabric.errors import ConfigurationError
+from fulmen.fabric.loggers.csv import CSVLogger
 from fulmen.fabric.loggers.versions import take_version, version_dir
 from fulmen.fabric.rank_zero import rank_zero_only
 
@@ -33,3 +36,14 @@ def test_other_ranks_look_and_take_nothing(tmp_path: Path) -> None:
 
 def test_a_name_is_used_as_it_is(tmp_path: Path) -> None:
     assert version_dir(tmp_path, "mine") == str(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("argument", ["name", "version"])
+@pytest.mark.parametrize("bad", ["a\nb", "\x1b[31mred", "a\x00", "a\u2028b", "\x9bm"])
+def test_a_folder_gets_no_name_with_control_characters(tmp_path: Path, argument: str, bad: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        CSVLogger(tmp_path, **{argument: bad})  # type: ignore[arg-type]
+    message = str(raised.value)
+    assert f"CSVLogger({argument}={bad!r}) holds the control character" in message
+    assert message.isprintable()
+    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 import io
 import pickle
+import traceback
 
 import pytest
 import torch
@@ -247,3 +248,13 @@ def test_datamodules(tmp_path):
     assert found.position == 3
     with pytest.raises(TypeError, match="called on an object"):
         found.load_from_checkpoint(path)
+
+
+def test_names_of_weights_steer_no_terminal(tmp_path):
+    module = Model()
+    weights = {**module.state_dict(), "\x1b[2Jdone\nAll is well": torch.ones(1)}
+    torch.save({"state_dict": weights, **hyperparameter_entries(module)}, tmp_path / "a.ckpt")
+    with pytest.raises(RuntimeError) as caught:
+        Model.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert r'"\x1b[2Jdone\nAll is well"' in str(caught.value)
+    assert "\x1b" not in "".join(traceback.format_exception(caught.value))

@@ -81,6 +81,17 @@ def test_an_action_that_fails_ends():
     assert "sleep_in_outer" in table_of(profiler.summary(), "a")
 
 
+def test_an_action_of_the_caller_around_runs_goes_on():
+    profiler = AdvancedProfiler()
+    with profiler.profile("mine"):
+        profiler.setup("fit")
+        profiler.start("left open")
+        profiler.teardown("fit")
+        with profiler.profile("left open"):
+            profiler.teardown("fit")  # of a run that was never set up
+    assert set(profiler.profiled_actions) == {"mine", "left open"}
+
+
 def test_how_many_lines():
     def lines(restriction):
         profiler = AdvancedProfiler(line_count_restriction=restriction)

@@ -40,6 +40,17 @@ def test_mistakes_are_value_errors_that_quote_the_action():
         profiler.stop("b")
 
 
+def test_an_action_of_the_caller_around_runs_goes_on():
+    profiler = SimpleProfiler()
+    with profiler.profile("mine"):
+        profiler.setup("fit")
+        profiler.start("left open")
+        profiler.teardown("fit")
+        with profiler.profile("left open"):
+            profiler.teardown("fit")  # of a run that was never set up
+    assert set(profiler.recorded_durations) == {"mine", "left open"}
+
+
 def test_arguments_of_callbacks_do_not_make_the_table_wider_than_a_screen():
     profiler = SimpleProfiler()
     long = "[Callback]ModelCheckpoint{'monitor': 'val_loss', 'mode': 'min', 'every_n_epochs': 1}.on_train_epoch_end"

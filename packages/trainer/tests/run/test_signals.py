@@ -1,4 +1,5 @@
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -211,3 +212,17 @@ def test_a_forked_process_takes_the_handler_of_the_user_and_not_that_of_its_pare
             os._exit(said)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert not parent.caught
+
+
+def test_a_process_that_a_step_forked_heeds_sigterm_as_ever():
+    signals = Signals()
+    with signals.listening():
+        signals.begin_next()
+        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        process.start()
+        process.terminate()
+        process.join(30)
+        exit_code = process.exitcode
+        process.kill()
+    assert exit_code == -signal.SIGTERM
+    assert not signals.caught

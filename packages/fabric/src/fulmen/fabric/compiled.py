@@ -13,6 +13,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from fulmen.fabric.printable import printable_names
+
 _WRAPPED = "_orig_mod"  # what torch calls the module inside
 
 
@@ -91,8 +93,9 @@ def load_plain_state(module: Module, state: Mapping[str, Any], strict: bool = Tr
     """`module.load_state_dict(...)`, for plain names and others."""
     named = dict(state)
     fit_names(module, named)
-    # Unless a name differs, what was given: torch keeps versions beside the entries.
-    return module.load_state_dict(state if named.keys() == state.keys() else named, strict=strict, **kwargs)
+    with printable_names(named):
+        # Unless a name differs, what was given: torch keeps versions beside the entries.
+        return module.load_state_dict(state if named.keys() == state.keys() else named, strict=strict, **kwargs)
 
 
 def _path(module: Module, name: str) -> list[tuple[str, bool]]:

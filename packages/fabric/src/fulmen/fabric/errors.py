@@ -5,6 +5,8 @@ Bad input is a `MisconfigurationException`, of whatever built-in type fits too; 
 
 from __future__ import annotations
 
+from fulmen.fabric.printable import printable
+
 
 class MisconfigurationException(Exception):
     """The user asked for something that cannot be done as asked; the base of all errors about bad input."""
@@ -39,7 +41,10 @@ class UnknownMethodError(MisconfigurationException, AttributeError):
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, read or removed."""
+    """A checkpoint could not be written, read or removed; the message is printable, whatever names the file holds."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(printable(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):

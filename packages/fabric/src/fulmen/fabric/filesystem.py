@@ -102,12 +102,14 @@ def refuse_special(path: PathLike) -> None:
     """A file that is moved to `path` would take the place of what is there.
 
     Raises:
-        OSError: If that is a pipe or a device, such as `/dev/null`.
+        OSError: If that is a pipe or a device, such as `/dev/null`, or leads to one, as `/dev/stdout` does.
     """
-    with suppress(FileNotFoundError, NotADirectoryError):
-        mode = os.lstat(local_path(path)).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
-            raise OSError(errno.EINVAL, _NO_FILE, os.fspath(path))
+    try:
+        mode = os.stat(local_path(path)).st_mode
+    except OSError:
+        return  # nothing is there; or nobody can look, and the write says why
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, _NO_FILE, os.fspath(path))
 
 
 def list_dir(path: PathLike) -> list[str]:

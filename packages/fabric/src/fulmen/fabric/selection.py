@@ -398,8 +398,11 @@ def _check_strategy_fits(
 def _check_precision_fits(built: Strategy, device_type: str, caller: str) -> None:
     precision = built.precision
     can, strategy = precision.parameters_may_be, type(built).__name__
-    if (can == "alone" and not isinstance(built, SingleDeviceStrategy)) or (can != "split" and built.splits_parameters):
-        done, instead = ("splits", "'ddp'") if built.splits_parameters and can != "alone" else ("copies", "'auto'")
+    in_one_process = isinstance(built, ParallelStrategy) and not built.is_distributed  # copied anew in each forward
+    if (can == "alone" and not isinstance(built, SingleDeviceStrategy)) or (
+        can != "split" and (built.splits_parameters or in_one_process)
+    ):
+        done, instead = "splits" if built.splits_parameters else "copies", "'auto'" if can == "alone" else "'ddp'"
         raise ConfigurationError(
             f"{caller} cannot use {type(precision).__name__} with {strategy}, which {done} parameters: its quantized"
             f" weights are more than the tensors that would be sent. Pass strategy={instead}"

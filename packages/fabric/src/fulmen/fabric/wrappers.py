@@ -125,10 +125,9 @@ class FabricModule(nn.Module):
         attributes["_is_wrapped"] = inner is not self.module or self._is_hooked
         attributes["_guards_backward"] = overrides_backward(strategy)
         attributes["_is_plain"] = strategy.precision.is_plain and not self._guards_backward
-        if self._is_plain:
-            attributes["forward"] = forward_module.__call__
-        elif strategy.precision.leaves_forward:
-            attributes["forward"] = partial(_guarded, forward_module)
+        if self._is_plain or strategy.precision.leaves_forward:
+            guarded = partial(_guarded, forward_module)
+            attributes["forward"] = guarded if self._guards_backward else forward_module.__call__
 
     @property
     def module(self) -> nn.Module:

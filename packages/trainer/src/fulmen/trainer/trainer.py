@@ -22,7 +22,7 @@ from fulmen.trainer.checkpoint.paths import stopped_path
 from fulmen.trainer.checkpoint.requeue import Requeue
 from fulmen.trainer.connectors.callbacks import choose_callbacks
 from fulmen.trainer.connectors.checkpoint import choose_checkpoint
-from fulmen.trainer.connectors.checks import check_entry_point, check_module, check_path
+from fulmen.trainer.connectors.checks import check_callbacks, check_entry_point, check_module, check_path
 from fulmen.trainer.connectors.data import attach_data
 from fulmen.trainer.connectors.devices import choose_strategy
 from fulmen.trainer.connectors.loggers import choose_loggers
@@ -34,7 +34,6 @@ from fulmen.trainer.core.datamodule import LightningDataModule
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.data.sources import RunData
 from fulmen.trainer.errors import CheckpointError, ConfigurationError
-from fulmen.trainer.forecast import forecast_of_fit
 from fulmen.trainer.hooks.dispatch import Hooks
 from fulmen.trainer.loggers.base import Logger
 from fulmen.trainer.loops.evaluate import EvaluateLoop, Results
@@ -380,6 +379,8 @@ class Trainer(TrainerProperties):
         Raises:
             ConfigurationError: If the strategy is of a kind that cannot be forecast, or does not fit.
         """
+        from fulmen.trainer.forecast import forecast_of_fit
+
         return forecast_of_fit(self, model, train_dataloaders, datamodule, devices, num_nodes)
 
     def init_module(self, empty_init: bool | None = None) -> AbstractContextManager[Any]:
@@ -439,6 +440,7 @@ class Trainer(TrainerProperties):
         check_entry_point(module, self.context.data, entry, self.settings)
         if entry is EntryPoint.FIT:
             self.strategy.check_fit(module, self.settings)
+            check_callbacks(self.callbacks, self.strategy)
             source = self.context.data.source(Stage.TRAIN)
             self.strategy.check_train_loader(None if source is None else source.value, self.settings)
         tell_of_run(self.settings, entry, module, self.callbacks)

@@ -142,18 +142,20 @@ def read_errors(
         raise
     except Exception as error:
         unsafe = _unsafe_classes(file) or _NOT_ALLOWED.findall(str(error)) if weights_only else []
+        # Python prints the cause, too.
+        cause = error if re.sub(r"[\n\t]", "", str(error)).isprintable() else None
         if unsafe:
             raise CheckpointError(
                 f"The checkpoint {os.fspath(path)!r} holds more than tensors and plain data: {', '.join(unsafe)}."
                 " Loading these would run code from the file. If you trust where it comes from, pass"
                 " weights_only=False, or name them in torch.serialization.add_safe_globals."
-            ) from error
+            ) from cause
         if isinstance(error, RuntimeError) and "deserialize object on" in str(error):
             raise CheckpointError(
                 f"The checkpoint {os.fspath(path)!r} cannot be put where map_location={map_location!r} says. Its"
                 " tensors come from a device that is not here. Pass map_location='cpu'."
-            ) from error
-        raise damaged(path, num_bytes, (str(error) or type(error).__name__).splitlines()[0]) from error
+            ) from cause
+        raise damaged(path, num_bytes, (str(error) or type(error).__name__).splitlines()[0]) from cause
 
 
 @contextmanager

@@ -146,6 +146,7 @@ class _Children:
         self._first: Failure | None = None
         self._stopped: frozenset[int] | None = None  # places of those that `stop` ended
         self._main_is_ending = threading.Event()
+        self._is_at_exit = threading.Event()
         self._is_said = threading.Lock()  # taken, and never given back, by who prints the first failure
         self._is_asked_by_stop = False
         self._others_may_take_s: float | None = None  # once the main thread has left by `SystemExit`
@@ -258,7 +259,12 @@ class _Children:
             return
         # With its peers gone, the main thread fails in its next collective, and cleans up after itself. It may also be
         # deep in a computation, or have caught the error.
-        if self._main_is_ending.wait(_CLEAN_UP_S) and not self._is_asked_because_of(first):
+        ready_by = time.monotonic() + _CLEAN_UP_S
+        if self._main_is_ending.wait(_CLEAN_UP_S) and (
+            not self._is_asked_because_of(first)
+            # What the program does on its way out is done before; then `_at_exit` says it.
+            or self._is_at_exit.wait(max(0.0, ready_by - time.monotonic()))
+        ):
             return
         if self._is_said.acquire(blocking=False):
             _print_last(describe(first, self._world_size))
@@ -272,6 +278,7 @@ class _Children:
         if os.getpid() != pid:
             return
         self._main_is_ending.set()
+        self._is_at_exit.set()
         if self._stopped is None:
             # Not closed, it would keep processes waiting that this one is about to wait for.
             close_group()

@@ -17,6 +17,7 @@ from fulmen.fabric.rank_zero import rank_zero_only
 from fulmen.fabric.types import PathLike
 
 _VERSION = re.compile(r"version_(\d+)")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def take_version(folder: PathLike) -> int:
@@ -35,7 +36,7 @@ def take_version(folder: PathLike) -> int:
 
 
 def check_inside(argument: str, name: object) -> None:
-    """Refuse a name of an experiment or a version that leads out of the folder of all experiments.
+    """Refuse a name of an experiment or a version that leads out of the folder of all experiments, or nobody can read.
 
     Args:
         argument: As in "CSVLogger(name=...)", with what the user gave.
@@ -44,7 +45,14 @@ def check_inside(argument: str, name: object) -> None:
     Raises:
         ConfigurationError: Quoting the argument.
     """
-    if isinstance(name, str) and (name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name)):
+    if not isinstance(name, str):
+        return
+    if unseen := _CONTROL.search(name):
+        raise ConfigurationError(
+            f"{argument} holds the control character {unseen[0]!r}. It names a folder, which nobody could type, and a"
+            " terminal that lists it would act on the character. Leave it out."
+        )
+    if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name):
         raise ConfigurationError(
             f"{argument} leads outside of the folder that everything is written to. A name may hold folders below that"
             " one, and no other. Leave '..' and a leading '/' out, or pass that other folder itself."
@@ -68,7 +76,8 @@ class VersionedLogger(Logger, ABC):
 
     Raises:
         ArgumentTypeError: If one of them has another type.
-        ConfigurationError: If the version is a negative number, or a name leads out of the folder.
+        ConfigurationError: If the version is a negative number, or a name leads out of the folder or holds a control
+            character.
     """
 
     # What a subclass calls `root_dir`.

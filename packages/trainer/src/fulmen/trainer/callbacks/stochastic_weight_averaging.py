@@ -17,7 +17,7 @@ from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.fabric.seeding import isolate_rng
 from fulmen.trainer._typing import Trainer
 from fulmen.trainer.callbacks.weight_averaging import Tensors, device_of
-from fulmen.trainer.core.callback import Callback
+from fulmen.trainer.callbacks.whole_weights import NeedsWholeWeights
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.core.needs import LRSchedulerConfig
 from fulmen.trainer.data.batch import make_placer
@@ -35,7 +35,7 @@ def mean_so_far(averaged_model_parameter: Tensor, model_parameter: Tensor, num_a
     return averaged_model_parameter + (model_parameter - averaged_model_parameter) / (num_averaged + 1)
 
 
-class StochasticWeightAveraging(Callback):
+class StochasticWeightAveraging(NeedsWholeWeights):
     """In the last epochs, train at `swa_lrs` and average the weights at the end of each; leave the average.
 
     From the first of these epochs on, the schedulers of the module are replaced by `torch.optim.swa_utils.SWALR`, which
@@ -252,11 +252,7 @@ class StochasticWeightAveraging(Callback):
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         name = class_name(pl_module)
-        if trainer.strategy.restore_checkpoint_after_setup:
-            raise ConfigurationError(
-                f"{_NAME} cannot be used with {type(trainer.strategy).__name__}. No process has whole parameters there,"
-                " and their average cannot be put in their place. Use a strategy that keeps the model whole, as 'ddp'."
-            )
+        self.check_strategy(trainer.strategy)  # again: the module may have brought this callback
         if len(trainer.optimizers) != 1 or not pl_module.automatic_optimization:
             raise ConfigurationError(
                 f"{_NAME} meets {name}, which has {len(trainer.optimizers)} optimizers and automatic_optimization="

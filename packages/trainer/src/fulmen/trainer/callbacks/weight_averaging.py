@@ -13,7 +13,7 @@ from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, Misconfi
 from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.trainer._typing import Trainer
 from fulmen.trainer.callbacks.masked_weights import buffers_without_masks
-from fulmen.trainer.core.callback import Callback
+from fulmen.trainer.callbacks.whole_weights import NeedsWholeWeights
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.core.needs import STEP_OUTPUT
 
@@ -24,7 +24,7 @@ class TwoAveragesError(MisconfigurationException, RuntimeError):
     """Two callbacks would put their averages into one place."""
 
 
-class WeightAveraging(Callback):
+class WeightAveraging(NeedsWholeWeights):
     """Keep an average of the weights, by default the mean of those after every optimizer step.
 
     Validation inside a fit runs with the average. The `state_dict` of checkpoints is the average, and
@@ -94,11 +94,7 @@ class WeightAveraging(Callback):
                 f"Trainer(callbacks=...) has {name} and {type(others[0]).__name__}, which both average the weights."
                 " Validation and checkpoints have place for one average. Remove one of them."
             )
-        if trainer.strategy.restore_checkpoint_after_setup:
-            raise ConfigurationError(
-                f"{name} cannot be used with {type(trainer.strategy).__name__}. No process has whole parameters there,"
-                " and their average cannot be put in their place. Use a strategy that keeps the model whole, as 'ddp'."
-            )
+        self.check_strategy(trainer.strategy)  # again: the module may have brought this callback
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make place for the average, or take that of the checkpoint."""

@@ -2,11 +2,14 @@
 
 import os
 import warnings
+from collections.abc import Iterable
 
 from fulmen.fabric.class_names import class_name
 from fulmen.fabric.rank_zero import PossibleUserWarning, rank_zero_deprecation
+from fulmen.trainer.callbacks.whole_weights import NeedsWholeWeights
 from fulmen.trainer.connectors.hook_calls import check_hook_calls
 from fulmen.trainer.connectors.hook_names import check_hook_names, misspelt
+from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.core.unbuilt import was_initialised
 from fulmen.trainer.data.sources import RunData
@@ -14,6 +17,7 @@ from fulmen.trainer.errors import ArgumentTypeError, ConfigurationError, Misconf
 from fulmen.trainer.run.settings import Settings
 from fulmen.trainer.signature import is_overridden
 from fulmen.trainer.stages import EntryPoint, Stage
+from fulmen.trainer.strategies.base import Strategy
 
 _STEPS = {
     EntryPoint.VALIDATE: ("validation_step", Stage.VALIDATE),
@@ -83,6 +87,17 @@ def check_entry_point(module: LightningModule, data: RunData, entry: EntryPoint,
         _check_fit(module, data, settings)
     else:
         _check_evaluation(module, data, entry)
+
+
+def check_callbacks(callbacks: Iterable[Callback], strategy: Strategy) -> None:
+    """Refuse callbacks that cannot do their work in a fit with this strategy.
+
+    Raises:
+        ConfigurationError: Naming both.
+    """
+    for callback in callbacks:
+        if isinstance(callback, NeedsWholeWeights):
+            callback.check_strategy(strategy)
 
 
 def _check_fit(module: LightningModule, data: RunData, settings: Settings) -> None:

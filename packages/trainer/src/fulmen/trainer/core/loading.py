@@ -14,6 +14,7 @@ import torch
 
 from fulmen.fabric.checkpoint_io.torch import TorchCheckpointIO
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
+from fulmen.fabric.printable import printable, printable_names
 from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.fabric.trees import AttributeDict
 from fulmen.trainer.core.checkpoint_form import check_form
@@ -155,7 +156,8 @@ def load_weights(module: Any, checkpoint: dict[str, Any], strict: bool | None) -
             f"The checkpoint holds no weights for {type(module).__qualname__}. The module is as __init__ made it."
             " Check that this is the file you meant."
         )
-    differences = module.load_state_dict(state_dict, strict=strict)
+    with printable_names(state_dict):
+        differences = module.load_state_dict(state_dict, strict=strict)
     if differences.missing_keys or differences.unexpected_keys:
         rank_zero_warn(
             f"Loaded {type(module).__qualname__} with strict=False: missing in the file are"
@@ -238,7 +240,7 @@ def _check_arguments(
         )
     described = [key for key, value in arguments.items() if key not in overrides and _describes_object(value)]
     if by_command_line and described:
-        given = ", ".join(f"{key}=..." for key in described)
+        given = ", ".join(f"{printable(key)}=..." for key in described)
         raise ConfigurationError(
             f"{name}.load_from_checkpoint finds for {', '.join(map(repr, described))} only a class path."
             " The command line built that object, and loading runs nothing by a name in a file."

@@ -49,6 +49,12 @@ class AdvancedProfiler(Profiler):
         self.dump_stats = dump_stats
         self.profiled_actions: dict[str, Profile] = {}
         self._running: list[str] = []  # the innermost action is the last, and the only one that is measured
+        self._around: frozenset[str] | None = None  # actions of the caller, around the run that is set up
+
+    def setup(self, stage: str, local_rank: int | None = None, log_dir: str | None = None) -> None:
+        """A run begins; what is under way now goes on when it has ended."""
+        super().setup(stage, local_rank, log_dir)
+        self._around = frozenset(self._running)
 
     def start(self, action_name: str) -> None:
         """An action begins; the one around it is not measured until it ends.
@@ -123,8 +129,11 @@ class AdvancedProfiler(Profiler):
     def teardown(self, stage: str | None) -> None:
         """The run has ended; the next one begins without the numbers of this one."""
         self._pause()
-        self._running.clear()
-        self.profiled_actions = {}
+        if self._around is not None:
+            self._running = [action for action in self._running if action in self._around]
+        self._around = None
+        self.profiled_actions = {action: self.profiled_actions[action] for action in self._running}
+        self._resume()
 
     def _pause(self) -> None:
         if self._running:
@@ -136,4 +145,4 @@ class AdvancedProfiler(Profiler):
 
     def __getstate__(self) -> dict[str, Any]:
         # Profiles hold code objects, which cannot be sent to another process.
-        return {**self.__dict__, "profiled_actions": {}, "_running": []}
+        return {**self.__dict__, "profiled_actions": {}, "_running": [], "_around": None}

@@ -22,6 +22,12 @@ class SimpleProfiler(Profiler):
         self.current_actions: dict[str, float] = {}  # action: when it began, in seconds of a monotonic clock
         self.recorded_durations: dict[str, list[float]] = {}  # action: seconds of each call
         self.start_time = time.monotonic()
+        self._around: frozenset[str] | None = None  # actions of the caller, around the run that is set up
+
+    def setup(self, stage: str, local_rank: int | None = None, log_dir: str | None = None) -> None:
+        """A run begins; what is under way now goes on when it has ended."""
+        super().setup(stage, local_rank, log_dir)
+        self._around = frozenset(self.current_actions)
 
     def start(self, action_name: str) -> None:
         """An action begins.
@@ -73,8 +79,10 @@ class SimpleProfiler(Profiler):
         return _table(rows)
 
     def teardown(self, stage: str | None) -> None:
-        """The run has ended, also by an error: an action that nobody has ended can begin anew."""
-        self.current_actions.clear()
+        """The run has ended, also by an error: an action of it that nobody has ended can begin anew."""
+        if self._around is not None:
+            self.current_actions = {name: since for name, since in self.current_actions.items() if name in self._around}
+        self._around = None
 
 
 def _short(action: str) -> str:

@@ -95,6 +95,11 @@ class Signals:
 
         def catch(number: int, frame: FrameType | None) -> None:
             user_handler = users.get(number)
+            if number == signal.SIGTERM and self.place and os.getpid() != pid:
+                # A process that user code forked, in a pool perhaps, which waits until it has ended.
+                signal.signal(number, user_handler)
+                os.kill(os.getpid(), number)
+                return
             if self._is_overdue:
                 raise ending(number)
             if user_handler is signal.default_int_handler:
@@ -152,8 +157,10 @@ class Signals:
             yield
         finally:
             is_over.set()
-            watch.join()
-            self._is_overdue = False
+            try:
+                watch.join()
+            finally:  # it may have sent its signal just now
+                self._is_overdue = False
 
     def _watch_setup(self, is_over: threading.Event) -> None:
         due_s: float | None = None

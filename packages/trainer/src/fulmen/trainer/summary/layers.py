@@ -13,7 +13,6 @@ from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.seeding import isolate_rng
 from fulmen.fabric.trees import move_to_device
 from fulmen.trainer.core.module import LightningModule
-from fulmen.trainer.summary.flops import count_flops
 from fulmen.trainer.summary.sizes import num_bytes_of, num_numbers, num_parameters
 from fulmen.trainer.summary.table import format_summary, get_human_readable_count
 
@@ -241,6 +240,8 @@ class ModelSummary:
         return self._flop_counts.get(f"{type(self._model).__name__}.{name}", {})
 
     def _call_with_example(self) -> None:
+        from fulmen.trainer.summary.flops import count_flops
+
         model, example = self._model, move_to_device(self._model.example_input_array, self._model.device)
         trainer = model._trainer
         precision: Any = trainer.strategy.precision_plugin if trainer is not None else None

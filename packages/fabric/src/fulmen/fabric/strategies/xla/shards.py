@@ -18,6 +18,7 @@ from fulmen.fabric.checkpoint_io.exchange import restore_replaced
 from fulmen.fabric.errors import CheckpointError, CheckpointNotFoundError
 from fulmen.fabric.filesystem import get_filesystem, is_dir, is_local, local_path
 from fulmen.fabric.optional_packages import require
+from fulmen.fabric.printable import printable_names
 from fulmen.fabric.strategies.base import check_keys, refuse_empty
 from fulmen.fabric.types import PathLike, Stateful
 
@@ -253,7 +254,8 @@ def _fill(wanted: dict[str, Any], key: str, loaded: Any, strict: bool) -> None:
     value = wanted[key]
     load: Callable[..., Any] | None = getattr(value, "load_state_dict", None)
     if isinstance(value, Module):
-        value.load_state_dict(loaded, strict=strict)
+        with printable_names(loaded):
+            value.load_state_dict(loaded, strict=strict)
     elif load is not None and isinstance(value, Stateful | Optimizer):
         load(loaded)
     else:
