@@ -78,6 +78,7 @@ def test_afterwards_everything_is_as_before(
                 ENDS[end]()
             return super().step(batch)
 
+    torch.manual_seed(at_step)
     model = Ending(optimizer=optimizer)
     given = {"datamodule": kit.Data()} if with_datamodule else {}
     trainer = make_trainer(
@@ -94,8 +95,9 @@ def test_afterwards_everything_is_as_before(
     found = None
     try:
         found = CALLS[call](Tuner(trainer), model, **given)
-    except (ValueError, RuntimeError, SystemExit, MisconfigurationException):
-        assert end != "good"
+    except (ValueError, RuntimeError, SystemExit, MisconfigurationException) as error:
+        # A sweep goes on until its loss explodes, and that is what detect_anomaly=True looks for.
+        assert end != "good" or "returned nan values" in str(error)
     if isinstance(found, int):  # the only thing that may differ
         for holder in (model, given["datamodule"].hparams) if given else (model,):
             if hasattr(holder, "batch_size"):
