@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fulmen.fabric.launchers.spawn import SpawnLauncher
 from fulmen.trainer.checkpoint.dump import callback_states
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.core.needs import COMPILED
@@ -42,6 +41,8 @@ def launch(trainer: TrainerProperties, function: Callable[[], Any], module: Ligh
     launcher = trainer.strategy.launcher
     if launcher is None:
         return function()
+    from fulmen.fabric.launchers.spawn import SpawnLauncher
+
     if not isinstance(launcher, SpawnLauncher):
         return launcher.launch(function)
     if COMPILED in vars(module) and not launcher.is_interactive_compatible:

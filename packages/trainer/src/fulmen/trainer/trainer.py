@@ -6,12 +6,11 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fulmen.fabric.accelerators.base import Accelerator
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
 from fulmen.fabric.environments.base import ClusterEnvironment
-from fulmen.fabric.forecast.figures import Forecast
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.rank_zero import rank_zero_info
 from fulmen.trainer import lifecycle
@@ -53,6 +52,9 @@ from fulmen.trainer.run.state import RunState
 from fulmen.trainer.stages import EntryPoint, Stage
 from fulmen.trainer.strategies.base import Strategy
 from fulmen.trainer.strategies.layer_sync import LayerSync
+
+if TYPE_CHECKING:
+    from fulmen.fabric.forecast.figures import Forecast
 
 Plugin = Precision | ClusterEnvironment | CheckpointIO | LayerSync
 PrecisionName = Literal[
@@ -365,7 +367,7 @@ class Trainer(TrainerProperties):
         *,
         devices: int | None = None,
         num_nodes: int | None = None,
-    ) -> Forecast:
+    ) -> "Forecast":
         """What a fit would take: mesh, shards, memory, collectives, steps, warnings. Nothing is trained or launched.
 
         Print it for a table of 80 columns; `as_dict()` is for JSON.

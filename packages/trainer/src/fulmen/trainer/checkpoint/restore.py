@@ -11,7 +11,6 @@ from fulmen.fabric.rank_zero import warn_once
 from fulmen.fabric.seeding import restore_rng_state
 from fulmen.trainer.checkpoint.buffers import put_back_buffers
 from fulmen.trainer.checkpoint.dump import FULMEN_KEY
-from fulmen.trainer.checkpoint.migrate import migrate_checkpoint
 from fulmen.trainer.errors import CheckpointError, MisconfigurationException
 from fulmen.trainer.hooks.table import Listener
 from fulmen.trainer.run.context import RunContext
@@ -38,6 +37,8 @@ def read(run: RunContext, path: str, *, weights_only: bool | None = None) -> Che
             " It may be a bare state dict, or belong to another program."
             " Load it yourself with torch.load and module.load_state_dict, and fit without ckpt_path."
         )
+    from fulmen.trainer.checkpoint.migrate import migrate_checkpoint
+
     checkpoint, _ = migrate_checkpoint(dict(loaded))
     return checkpoint
 
