@@ -204,13 +204,14 @@ def test_types_of_data() -> None:
 
 def test_values_are_read_from_options_and_files(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
-    config.write_text("a: {b: 1}\nc: x\n")
+    config.write_text("a: {b: 1}\nc: x\n3: y\n")
     arguments = ["--x", "1", "--y=2", "--config", str(config), "--z+=[1, 2]", "stray", "--flag", "--group", str(config)]
     assert list(given_values(arguments)) == [
         ("x", "1"),
         ("y", "2"),
         ("a", {"b": 1}),
         ("c", "x"),
+        ("3", "y"),
         ("z", [1, 2]),
-        ("group", {"a": {"b": 1}, "c": "x"}),
+        ("group", {"a": {"b": 1}, "c": "x", 3: "y"}),
     ]

@@ -12,6 +12,9 @@ from fulmen.cli.cli import LightningCLI
 from fulmen.trainer.demos import BoringModel
 
 FILES = {
+    "number_for_key.yaml": "3: {class_path: cliapp.Model}\n",
+    "null_for_key.yaml": "null: [cliapp.Model]\n",
+    "number_below.yaml": "trainer: {3: 4}\n",
     "key.yaml": "trainer:\n  max_epoch: 3\nmodel: cliapp.Model\n",
     "group.yaml": "trainr:\n  max_epochs: 3\nmodel: cliapp.Model\n",
     "init.yaml": "model:\n  class_path: cliapp.Model\n  init_args: {widht: 4}\n",
@@ -100,6 +103,9 @@ CASES = [
     ("fit --config tag.yaml", ["'tag.yaml' has a tag", "line 1", "Tags build objects"]),
     ("fit --config list.yaml", ["'list.yaml' has no keys"]),
     ("fit --config empty.yaml", ["'empty.yaml' is empty"]),
+    ("fit --config number_for_key.yaml", ["'number_for_key.yaml' has the key 3, which is no text", "Remove it"]),
+    ("fit --config null_for_key.yaml", ["'null_for_key.yaml' has the key None, which is no text"]),
+    ("fit --model cliapp.Model --config number_below.yaml", ["'number_below.yaml' has the key 3"]),
     ("fit --model no.yaml", ["no.yaml"]),
     ("fit --model cliapp.Model --trainer tr.yaml", ["trainer.max_epochs (tr.yaml, line 1) is 'x'"]),
     ("fit --model cliapp.Model --ckpt_path", ["--ckpt_path has no value"]),

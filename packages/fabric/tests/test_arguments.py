@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import inspect
+import math
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -216,6 +217,34 @@ def test_an_amount_is_any_number_that_is_not_negative(value: float) -> None:
     else:
         with pytest.raises(ConfigurationError, match=r"Owner\(name=.*It measures\."):
             check()
+
+
+@given(st.floats() | st.integers(-(2**60), 2**60) | st.booleans() | st.fractions() | st.floats().map(torch.tensor))
+def test_what_can_be_read_as_a_number_is_one_and_a_whole_one_has_no_fraction(value: Any) -> None:
+    number = module_under_test.check_number("Owner", "name", value, "It is a number.")
+    assert number == float(value) or math.isnan(number)
+    whole = partial(module_under_test.check_whole, "Owner", "name", value, "It is a number.")
+    if math.isfinite(number) and number == int(number):
+        whole()
+    else:
+        with pytest.raises(
+            ConfigurationError, match=r"Owner\(name=.* is no whole number\. It is a number\. Pass an int\."
+        ):
+            whole()
+
+
+@given(st.none() | st.text() | st.binary() | st.lists(st.integers()) | st.just(torch.ones(2)))
+def test_what_cannot_be_read_as_a_number_is_refused(value: Any) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"(?s)Owner\(name=.* It is a number\. Pass a number\."):
+        module_under_test.check_number("Owner", "name", value, "It is a number.")
+
+
+def test_what_may_be_left_out_is_said() -> None:
+    module_under_test.check_function("Owner", "name", None, "It is called.")
+    with pytest.raises(ArgumentTypeError, match=r"Owner\(name=None\) got None\. It is called\. Pass a function\.$"):
+        module_under_test.check_function("Owner", "name", None, "It is called.", may_be_none=False)
+    with pytest.raises(ArgumentTypeError, match=r"Owner\(name=3\) got an int\. It is a time\. Pass one\."):
+        module_under_test.check_kind("Owner", "name", 3, datetime.timedelta, "It is a time.", "one")
 
 
 def test_long_values_are_not_printed_and_the_class_of_an_owner_is() -> None:

@@ -2,9 +2,13 @@
 
 import gc
 import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from fulmen.trainer.loggers.base import Logger
@@ -61,3 +65,30 @@ def quick(tmp_path: Any) -> Any:
 def rows() -> Rows:
     """A logger that keeps what it gets."""
     return Rows()
+
+
+def _work(rank: int, function: Callable[[Path, int], dict[Any, Any]], folder: Path) -> None:
+    torch.set_num_threads(1)
+    try:
+        found = function(folder, rank)
+    except BaseException:
+        found = {"failed": traceback.format_exc()}
+    torch.save(found, folder / f"{rank}.pt")
+    os._exit(0)  # a process that failed must not wait for the other ones
+
+
+@pytest.fixture(scope="session")
+def in_processes() -> Any:
+    """`in_processes(function, folder, count)`: what `function(folder, rank)` answers in each of `count` processes.
+
+    They are forked, so that they share the imported torch: what takes long to import is imported before.
+    """
+
+    def run(function: Callable[[Path, int], dict[Any, Any]], folder: Path, count: int) -> list[dict[Any, Any]]:
+        torch.multiprocessing.start_processes(_work, args=(function, folder), nprocs=count, start_method="fork")
+        found = [torch.load(folder / f"{rank}.pt") for rank in range(count)]
+        for one in found:
+            assert "failed" not in one, one["failed"]
+        return found
+
+    return run

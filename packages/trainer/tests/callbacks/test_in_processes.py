@@ -4,7 +4,6 @@ The processes do everything in one life, for their start is what takes time.
 """
 
 import os
-import traceback
 from datetime import timedelta
 
 import pytest
@@ -101,9 +100,9 @@ def fitted(folder, *callbacks, size=1, norm=False, ckpt_path=None, batch_size=No
     return {"weights": state, "val": trainer.callback_metrics.get("val")}
 
 
-def run_all(folder, rank, store):
+def run_all(folder, rank):
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=300)
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=300)
     )
     # As torchrun starts a process; the group is open already, so that no port is needed.
     names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": PROCESSES, "LOCAL_WORLD_SIZE": PROCESSES}
@@ -130,24 +129,9 @@ def run_all(folder, rank, store):
     return seen
 
 
-def work(rank, folder):
-    torch.set_num_threads(1)
-    try:
-        found = run_all(folder, rank, folder / "store")
-    except BaseException:
-        found = {"failed": traceback.format_exc()}
-    torch.save(found, folder / f"{rank}.pt")
-    os._exit(0)  # a process that failed must not wait for the other one
-
-
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.start_processes(work, args=(folder,), nprocs=PROCESSES, start_method="fork")
-    found = [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
-    for one in found:
-        assert "failed" not in one, one["failed"]
-    return found
+def seen(tmp_path_factory, in_processes):
+    return in_processes(run_all, tmp_path_factory.mktemp("processes"), PROCESSES)
 
 
 def assert_close(one, other, *names):

@@ -1,7 +1,6 @@
 """A LightningModule in the stages of a pipeline, in two real processes: it trains, logs and goes on as in one."""
 
 import os
-import traceback
 from datetime import timedelta
 
 import pytest
@@ -26,7 +25,9 @@ PIPELINES = {
     "1F1B": Pipeline(["body.2"], 4),
     "Interleaved1F1B": Pipeline(["body.1", "body.2", "head"], 2, "Interleaved1F1B"),
     "LoopedBFS": Pipeline(["body.1", "body.2", "head"], 4, "LoopedBFS"),
+    "ZBVZeroBubble": Pipeline(["body.1", "body.2", "head"], 4, "ZBVZeroBubble"),  # the first process has the last stage
 }
+RESUMED_IN_A_V = ("ZBVZeroBubble", "1F1B")
 
 
 class Net(LightningModule):
@@ -135,7 +136,7 @@ def run_all(folder, rank):
     seen = {}
     for name, pipeline in PIPELINES.items():
         seen[name] = fitted(folder, pipeline, save=folder / f"{name}.ckpt", one_file=name == "LoopedBFS")
-    for name, saved in (("1F1B", "1F1B"), ("Interleaved1F1B", "1F1B"), ("1F1B", "LoopedBFS")):
+    for name, saved in (("1F1B", "1F1B"), ("Interleaved1F1B", "1F1B"), ("1F1B", "LoopedBFS"), RESUMED_IN_A_V):
         seen[name, saved] = fitted(folder, PIPELINES[name], ckpt_path=folder / f"{saved}.ckpt")
     strategy = ModelParallelStrategy(pipeline=PIPELINES["1F1B"])
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
@@ -147,25 +148,12 @@ def run_all(folder, rank):
     return seen
 
 
-def work(rank, folder):
-    torch.set_num_threads(1)
-    try:
-        found = run_all(folder, rank)
-    except BaseException:
-        found = {"failed": traceback.format_exc()}
-    torch.save(found, folder / f"{rank}.pt")
-    os._exit(0)  # a process that failed must not wait for the other ones
-
-
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory):
-    import torch.distributed.pipelining
+def seen(tmp_path_factory, in_processes):
+    import torch.distributed.pipelining  # noqa: F401  # once, before the fork
 
     folder = tmp_path_factory.mktemp("stages")
-    torch.multiprocessing.start_processes(work, args=(folder,), nprocs=PROCESSES, start_method="fork")
-    found = [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
-    for one in found:
-        assert "failed" not in one, one["failed"]
+    found = in_processes(run_all, folder, PROCESSES)
     return [*found, fitted(folder, None), fitted(folder, None, ckpt_path=folder / "LoopedBFS.ckpt")]
 
 
@@ -190,7 +178,7 @@ def test_it_trains_logs_and_evaluates_as_in_one_process(seen, name):
         torch.testing.assert_close(one[name]["predicted"], plain["predicted"], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", [("1F1B", "1F1B"), ("Interleaved1F1B", "1F1B"), ("1F1B", "LoopedBFS")])
+@pytest.mark.parametrize("name", [("1F1B", "1F1B"), ("Interleaved1F1B", "1F1B"), ("1F1B", "LoopedBFS"), RESUMED_IN_A_V])
 def test_it_goes_on_inside_an_epoch_on_the_same_and_on_other_pipelines(seen, name):
     *found, plain, _ = seen
     assert_same_weights([one[name] for one in found], plain)

@@ -1,7 +1,6 @@
 """Plans over meshes of four real processes: weights, metrics and steps are those of one process, also when resumed."""
 
 import os
-import traceback
 from datetime import timedelta
 
 import pytest
@@ -164,27 +163,14 @@ def run_all(folder, rank):
     return seen
 
 
-def work(rank, folder):
-    torch.set_num_threads(1)
-    try:
-        found = run_all(folder, rank)
-    except BaseException:
-        found = {"failed": traceback.format_exc()}
-    torch.save(found, folder / f"{rank}.pt")
-    os._exit(0)  # a process that failed must not wait for the other ones
-
-
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory):
-    import torch._dynamo
-    import torch.distributed.fsdp
-    import torch.distributed.tensor.parallel
+def seen(tmp_path_factory, in_processes):
+    import torch._dynamo  # once, before the fork
+    import torch.distributed.fsdp  # once, before the fork
+    import torch.distributed.tensor.parallel  # noqa: F401  # once, before the fork
 
     folder = tmp_path_factory.mktemp("meshes")
-    torch.multiprocessing.start_processes(work, args=(folder,), nprocs=PROCESSES, start_method="fork")
-    found = [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
-    for one in found:
-        assert "failed" not in one, one["failed"]
+    found = in_processes(run_all, folder, PROCESSES)
     return [*found, {None: fitted(folder, None), "context": fitted(folder, None, context=1)}]
 
 

@@ -4,7 +4,6 @@ The processes do everything in one life, for their start is what takes time.
 """
 
 import os
-import traceback
 import warnings
 from datetime import timedelta
 
@@ -217,23 +216,10 @@ def run_all(folder, rank):
     return seen
 
 
-def work(rank, folder):
-    torch.set_num_threads(1)
-    try:
-        found = run_all(folder, rank)
-    except BaseException:
-        found = {"failed": traceback.format_exc()}
-    torch.save(found, folder / f"{rank}.pt")
-    os._exit(0)  # a process that failed must not wait for the other one
-
-
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory):
+def seen(tmp_path_factory, in_processes):
     folder = tmp_path_factory.mktemp("sharded")
-    torch.multiprocessing.start_processes(work, args=(folder,), nprocs=PROCESSES, start_method="fork")
-    found = [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
-    for one in found:
-        assert "failed" not in one, one["failed"]
+    found = in_processes(run_all, folder, PROCESSES)
     return [*found, {"single": torch.load(folder / "fsdp.ckpt")}]
 
 

@@ -73,7 +73,8 @@ def _read(key: str, text: str) -> Iterator[tuple[str, Any]]:
     if key != "config":
         yield key, value
     elif isinstance(value, Mapping):
-        yield from value.items()
+        # YAML has keys that are no text: 3, null, a date. No argument has such a name, and jsonargparse says so.
+        yield from ((str(name), item) for name, item in value.items())
 
 
 _CONTAINERS = (Mapping, list, tuple, set, frozenset)

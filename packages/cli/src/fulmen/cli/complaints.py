@@ -19,6 +19,7 @@ class Kind(Enum):
     NO_FILE = auto()
     NO_YAML = auto()
     NO_KEYS = auto()  # a file of something else than keys with values
+    NO_NAME = auto()  # a key that YAML reads as a number, a date, a bool or null
     NO_CLASS = auto()  # a class path that leads nowhere
     WRONG_CLASS = auto()  # a class that is not derived from the one it must be
     UNTYPED = auto()  # a class for an argument whose type asks for none
@@ -82,6 +83,7 @@ _RULES = (
     (Kind.UNKNOWN_KEY, re.compile(r"Option '(?P<name>[^']+)' is not accepted")),
     (Kind.MISSING, re.compile(r"the following arguments are required: (?P<name>[^\n]*)")),
     (Kind.NO_KEYS, re.compile(r"Unexpected config: ?(?P<name>.*)", re.DOTALL)),
+    (Kind.NO_NAME, re.compile(r"Key must be a string, got: (?P<name>[^\n]*)")),
     (Kind.NO_YAML, re.compile(r"Problems parsing config: (?P<name>.*)", re.DOTALL)),
     (Kind.NO_FILE, re.compile(r"(?:File|Path) (?:does not exist|is not readable)[^']*'(?P<name>[^']+)'")),
     (Kind.NO_CLASS, re.compile(r"No module named '(?P<name>[^']+)'")),

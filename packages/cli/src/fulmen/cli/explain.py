@@ -83,6 +83,8 @@ class _Words:
                 return self._no_yaml()
             case Kind.NO_KEYS:
                 return self._no_keys()
+            case Kind.NO_NAME:
+                return self._no_name()
             case Kind.NO_CLASS:
                 return self._no_class()
             case Kind.WRONG_CLASS:
@@ -234,6 +236,14 @@ class _Words:
         return (
             f"The config file {files[-1] if files else 'that was given'!r} {holds}. A config is a mapping of keys to"
             " values, as `trainer: {max_epochs: 3}`. Write one, or leave the file out."
+        )
+
+    def _no_name(self) -> str:
+        files = list(dict.fromkeys(config_files(self.all_arguments)))
+        where = f"The config file {files[0]!r}" if len(files) == 1 else "A config"
+        return (
+            f"{where} has the key {self.complaint.name.rstrip('.')}, which is no text. A key is the name of an"
+            " argument, and none has such a name. Remove it, or write the name that was meant."
         )
 
     def _no_class(self) -> str:

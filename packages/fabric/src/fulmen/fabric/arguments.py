@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+from contextlib import suppress
 from typing import Any
 
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
@@ -37,17 +38,17 @@ def check_part(owner: object, name: str, value: Any, *, method: str, kind: str) 
         )
 
 
-def check_function(owner: object, name: str, value: object, meaning: str) -> None:
-    """Raises ArgumentTypeError unless it is None or can be called.
+def check_function(owner: object, name: str, value: object, meaning: str, *, may_be_none: bool = True) -> None:
+    """Raises ArgumentTypeError unless it can be called.
 
     Args:
         owner, name, value: See `check_part`.
         meaning: A sentence: what it is for.
+        may_be_none: None passes, too.
     """
-    if value is not None and not callable(value):
-        raise ArgumentTypeError(
-            f"{_given(owner, name, value)} got {_a(value)}. {meaning} Pass a function, or leave it out."
-        )
+    if not (callable(value) or (value is None and may_be_none)):
+        what_to_do = "Pass a function, or leave it out." if may_be_none else "Pass a function."
+        raise ArgumentTypeError(f"{_given(owner, name, value)} got {_a(value)}. {meaning} {what_to_do}")
 
 
 def check_flag(owner: object, name: str, value: object) -> None:
@@ -102,6 +103,51 @@ def check_amount(owner: object, name: str, value: Any, meaning: str) -> None:
         )
 
 
+def check_number(owner: object, name: str, value: Any, meaning: str) -> float:
+    """The number that a value is: an int, a float, infinity, a fraction, a tensor or an array with one.
+
+    Args:
+        owner, name, value: See `check_part`.
+        meaning: A sentence: what the number says.
+
+    Raises:
+        ArgumentTypeError: If it is no number.
+    """
+    if not isinstance(value, str | bytes):
+        with suppress(TypeError, ValueError):
+            return float(value)
+    raise ArgumentTypeError(f"{_given(owner, name, value)} got {_a(value)}. {meaning} Pass a number.")
+
+
+def check_whole(owner: object, name: str, value: Any, meaning: str) -> None:
+    """Check a number without a fraction, of whatever type.
+
+    Args:
+        owner, name, value, meaning: See `check_number`.
+
+    Raises:
+        ArgumentTypeError: If it is no number.
+        ConfigurationError: If it has a fraction, or no end.
+    """
+    if not check_number(owner, name, value, meaning).is_integer():
+        raise ConfigurationError(f"{_given(owner, name, value)} is no whole number. {meaning} Pass an int.")
+
+
+def check_kind(
+    owner: object, name: str, value: object, kind: type | tuple[type, ...], meaning: str, wanted: str
+) -> None:
+    """Raises ArgumentTypeError unless it is an object of this class.
+
+    Args:
+        owner, name, value: See `check_part`.
+        kind: The class, or several.
+        meaning: A sentence: what it is for.
+        wanted: What to pass.
+    """
+    if not isinstance(value, kind):
+        raise ArgumentTypeError(f"{_given(owner, name, value)} got {_a(value)}. {meaning} Pass {wanted}.")
+
+
 def check_text(owner: object, name: str, value: object, meaning: str, *, may_be_none: bool = True) -> None:
     """Raises ArgumentTypeError unless it is a text.
 
@@ -110,8 +156,8 @@ def check_text(owner: object, name: str, value: object, meaning: str, *, may_be_
         meaning: A sentence: what it is for.
         may_be_none: None passes, too.
     """
-    if not (isinstance(value, str) or (value is None and may_be_none)):
-        raise ArgumentTypeError(f"{_given(owner, name, value)} got {_a(value)}. {meaning} Pass a str.")
+    if value is not None or not may_be_none:
+        check_kind(owner, name, value, str, meaning, "a str")
 
 
 def check_location(owner: object, name: str, value: object, meaning: str) -> None:
@@ -121,8 +167,7 @@ def check_location(owner: object, name: str, value: object, meaning: str) -> Non
         owner, name, value: See `check_part`.
         meaning: A sentence: what lies there.
     """
-    if not isinstance(value, str | os.PathLike):
-        raise ArgumentTypeError(f"{_given(owner, name, value)} got {_a(value)}. {meaning} Pass a str or a Path.")
+    check_kind(owner, name, value, (str, os.PathLike), meaning, "a str or a Path")
 
 
 def _given(owner: object, name: str, value: object) -> str:

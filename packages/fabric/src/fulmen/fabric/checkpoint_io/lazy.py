@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fulmen.fabric.checkpoint_io.manifest import is_archive
 from fulmen.fabric.checkpoint_io.torch import opened, read_errors
 from fulmen.fabric.checkpoint_io.verify import raise_if_damaged
 from fulmen.fabric.errors import CheckpointError, ConfigurationError
@@ -37,7 +38,7 @@ def lazy_load(path: PathLike, *, verify: bool = True) -> dict[str, Any]:
         )
     with opened(path) as (file, num_bytes, _):
         file.seek(0)
-        if not file.read(4).startswith(b"PK"):
+        if not is_archive(file.read(4)):
             raise CheckpointError(
                 f"The checkpoint {os.fspath(path)!r} cannot be mapped into memory: it has the form of before torch 1.6,"
                 " in which tensors do not lie in one piece. Load it as a whole, and save it again."

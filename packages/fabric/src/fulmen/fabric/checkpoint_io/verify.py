@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fulmen.fabric.checkpoint_io.blocks import VerifyingFile
-from fulmen.fabric.checkpoint_io.manifest import UNREADABLE_ARCHIVE, PassedOver, newest_that_verifies
+from fulmen.fabric.checkpoint_io.manifest import UNREADABLE_ARCHIVE, PassedOver, is_archive, newest_that_verifies
 from fulmen.fabric.checkpoint_io.sharded_names import METADATA, is_deepspeed, is_sharded
 from fulmen.fabric.checkpoint_io.torch import compression_in, damaged, opened
 from fulmen.fabric.errors import CheckpointError
@@ -57,7 +57,7 @@ def raise_if_damaged(path: PathLike) -> None:
 def _archive_damage(file: object) -> str | None:
     if (damage := compression_in(file)) is not None:
         return damage
-    if not file.read(4).startswith(b"PK"):  # type: ignore[attr-defined]
+    if not is_archive(file.read(4)):  # type: ignore[attr-defined]
         return None  # of before torch 1.6: nothing to compare with
     try:
         with zipfile.ZipFile(file) as archive:  # type: ignore[call-overload]

@@ -94,8 +94,8 @@ class ShardedSampler(DistributedSampler[Any]):
     def draw(self) -> None:
         """Draw the order of the next iteration now, if it has a length: generators may stand elsewhere later."""
         self.drawn = None
-        order = self._order()
-        self.drawn = list(order) if sized_len(self.sampler) is not None else None
+        if sized_len(self.sampler) is not None:
+            self.drawn = list(self._order())
 
     def _order(self) -> Iterable[Any]:
         if self.drawn is not None:

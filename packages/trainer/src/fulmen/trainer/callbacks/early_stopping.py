@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fulmen.fabric.arguments import check_number, check_text
 from fulmen.fabric.rank_zero import rank_prefixed_message, rank_zero_info, rank_zero_warn
 from fulmen.trainer._typing import Trainer
-from fulmen.trainer.callbacks.arguments import check_kind, check_number
 from fulmen.trainer.callbacks.monitored import MetricNotLoggedError, check_mode, not_logged, validated_once_per_epoch
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
@@ -71,7 +71,7 @@ class EarlyStopping(Callback):
     ) -> None:
         super().__init__()
         self.mode = check_mode(mode, "EarlyStopping")
-        check_kind(monitor, str, "EarlyStopping(monitor=...)", "It is the name of one logged metric.", "a text")
+        check_text(self, "monitor", monitor, "It is the name of one logged metric.", may_be_none=False)
         for name, number in (
             ("patience", patience),
             ("min_delta", min_delta),
@@ -80,7 +80,7 @@ class EarlyStopping(Callback):
         ):
             if number is not None:
                 meaning = "It is compared with checks." if name == "patience" else "It is compared with the metric."
-                check_number(number, f"EarlyStopping({name}=...)", meaning)
+                check_number(self, name, number, meaning)
         self.monitor = monitor
         self.min_delta = min_delta if mode == "max" else -min_delta
         self.patience = patience

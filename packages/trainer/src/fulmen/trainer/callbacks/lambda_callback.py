@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from fulmen.trainer.callbacks.arguments import check_callable
+from fulmen.fabric.arguments import check_function
 from fulmen.trainer.core.callback import Callback
 
 
@@ -59,6 +59,6 @@ class LambdaCallback(Callback):
         given = {name: function for name, function in locals().items() if name not in ("self", "__class__")}
         for hook, function in given.items():
             if function is not None:
-                check_callable(function, f"LambdaCallback({hook}=...)", "It is called with the arguments of the hook.")
+                check_function(self, hook, function, "It is called with the arguments of the hook.")
                 # On the instance: hooks that were not given stay those of the class, and so cost nothing.
                 setattr(self, hook, function)

@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fulmen.fabric.arguments import check_location
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.filesystem import check_writable, exists
 from fulmen.trainer._typing import Trainer
-from fulmen.trainer.callbacks.arguments import check_kind
 from fulmen.trainer.callbacks.checkpoint import Checkpoint
 
 
@@ -27,10 +27,7 @@ class OnExceptionCheckpoint(Checkpoint):
 
     def __init__(self, dirpath: str | Path, filename: str = "on_exception") -> None:
         super().__init__()
-        wanted = "a path as text"
-        check_kind(
-            dirpath, (str, os.PathLike), "OnExceptionCheckpoint(dirpath=...)", "It is the folder to save in.", wanted
-        )
+        check_location(self, "dirpath", dirpath, "It is the folder to save in.")
         if not filename:
             raise ConfigurationError(
                 f"OnExceptionCheckpoint(filename={filename!r}) has no name to save under."

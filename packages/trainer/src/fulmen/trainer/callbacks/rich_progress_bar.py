@@ -5,10 +5,10 @@ from math import isfinite
 from time import monotonic
 from typing import Any
 
+from fulmen.fabric.arguments import check_number
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.optional_packages import require
 from fulmen.trainer._typing import Trainer
-from fulmen.trainer.callbacks.arguments import check_number
 from fulmen.trainer.callbacks.pace import NEVER_S, Pace
 from fulmen.trainer.callbacks.progress_bar import ProgressBar
 from fulmen.trainer.callbacks.rate import Rate
@@ -68,7 +68,7 @@ class RichProgressBar(ProgressBar):
     ) -> None:
         require("rich", purpose=type(self).__name__, pip=_PIP)
         super().__init__()
-        check_number(refresh_rate, "RichProgressBar(refresh_rate=...)", "It counts batches.")
+        check_number(self, "refresh_rate", refresh_rate, "It counts batches.")
         check_theme(theme, console_kwargs or {})
         if refresh_rate < 0:
             raise ConfigurationError(

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
+from fulmen.fabric.arguments import check_kind
 from fulmen.fabric.errors import ConfigurationError
-from fulmen.trainer.callbacks.arguments import check_kind
 
 
 @dataclass
@@ -47,7 +47,7 @@ def check_theme(theme: RichProgressBarTheme, console_kwargs: dict[str, Any]) -> 
     from rich.errors import MissingStyle
 
     wanted = "RichProgressBarTheme(progress_bar='green'), for example"
-    check_kind(theme, RichProgressBarTheme, "RichProgressBar(theme=...)", "It holds the styles of all parts.", wanted)
+    check_kind("RichProgressBar", "theme", theme, RichProgressBarTheme, "It holds the styles of all parts.", wanted)
     console = Console(**console_kwargs)  # it may know styles by other names
     for part in fields(theme):
         style = getattr(theme, part.name)

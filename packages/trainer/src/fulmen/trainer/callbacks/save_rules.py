@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fulmen.fabric.arguments import check_kind, check_text, check_whole
 from fulmen.fabric.errors import CheckpointError, ConfigurationError
 from fulmen.trainer._typing import Trainer
-from fulmen.trainer.callbacks.arguments import check_kind, check_whole
 from fulmen.trainer.callbacks.monitored import validated_once_per_epoch
 from fulmen.trainer.checkpoint.filename import check_template
 from fulmen.trainer.checkpoint.place import check_place
@@ -89,7 +89,7 @@ def check_filename(filename: Any) -> None:
     """
     if filename is not None:
         wanted = "'{epoch}-{val_loss:.2f}', for example"
-        check_kind(filename, str, "ModelCheckpoint(filename=...)", "It is a template for names.", wanted)
+        check_kind("ModelCheckpoint", "filename", filename, str, "It is a template for names.", wanted)
         check_template(filename)
 
 
@@ -114,13 +114,12 @@ def check_intervals(steps: int | None, interval: timedelta | None, epochs: int |
         ConfigurationError: Naming them.
     """
     if interval is not None:
-        argument = "ModelCheckpoint(train_time_interval=...)"
-        wanted = "datetime.timedelta(minutes=30), for example"
-        check_kind(interval, timedelta, argument, "It is the time from one checkpoint to the next.", wanted)
+        meaning, wanted = "It is the time from one checkpoint to the next.", "timedelta(minutes=30), for example"
+        check_kind("ModelCheckpoint", "train_time_interval", interval, timedelta, meaning, wanted)
     for name, number in (("every_n_train_steps", steps), ("every_n_epochs", epochs)):
         if number is None:
             continue
-        check_whole(number, f"ModelCheckpoint({name}=...)", "It counts from one checkpoint to the next.")
+        check_whole("ModelCheckpoint", name, number, "It counts from one checkpoint to the next.")
         if number < 0:
             raise ConfigurationError(
                 f"ModelCheckpoint({name}={number}) is no interval. It must not be negative."
@@ -146,9 +145,8 @@ def check_top_k(save_top_k: int, monitor: str | None) -> None:
         ArgumentTypeError: For what is no number, and no name.
         ConfigurationError: Naming it.
     """
-    check_whole(save_top_k, "ModelCheckpoint(save_top_k=...)", "It is how many checkpoints are kept, and -1 is all.")
-    if monitor is not None:
-        check_kind(monitor, str, "ModelCheckpoint(monitor=...)", "It is the name of one logged metric.", "a text")
+    check_whole("ModelCheckpoint", "save_top_k", save_top_k, "It is how many checkpoints are kept, and -1 is all.")
+    check_text("ModelCheckpoint", "monitor", monitor, "It is the name of one logged metric.")
     if save_top_k < -1:
         raise ConfigurationError(
             f"ModelCheckpoint(save_top_k={save_top_k}) is no number of checkpoints to keep."

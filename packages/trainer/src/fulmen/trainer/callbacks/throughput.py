@@ -4,11 +4,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from fulmen.fabric.arguments import check_function
 from fulmen.fabric.errors import ConfigurationError
 from fulmen.fabric.measure.device_flops import get_available_flops
 from fulmen.fabric.measure.throughput import Throughput
 from fulmen.trainer._typing import Trainer
-from fulmen.trainer.callbacks.arguments import check_callable
 from fulmen.trainer.core.callback import Callback
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.stages import Stage
@@ -38,9 +38,9 @@ class ThroughputMonitor(Callback):
         self, batch_size_fn: Callable[[Any], int], length_fn: Callable[[Any], int] | None = None, **kwargs: Any
     ) -> None:
         super().__init__()
-        check_callable(batch_size_fn, "ThroughputMonitor(batch_size_fn=...)", "It counts the samples of a batch.")
-        if length_fn is not None:
-            check_callable(length_fn, "ThroughputMonitor(length_fn=...)", "It counts the items of a batch.")
+        meaning = "It counts the samples of a batch."
+        check_function(self, "batch_size_fn", batch_size_fn, meaning, may_be_none=False)
+        check_function(self, "length_fn", length_fn, "It counts the items of a batch.")
         self.kwargs = kwargs
         self.batch_size_fn = batch_size_fn
         self.length_fn = length_fn

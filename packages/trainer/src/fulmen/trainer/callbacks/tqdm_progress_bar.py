@@ -6,11 +6,11 @@ from math import isfinite
 from time import monotonic, time
 from typing import Any
 
+from fulmen.fabric.arguments import check_number
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.optional_packages import require
 from fulmen.trainer._typing import Trainer
 from fulmen.trainer.callbacks.above_bars import PrintsAboveBars, underlying
-from fulmen.trainer.callbacks.arguments import check_number
 from fulmen.trainer.callbacks.pace import NEVER_S, Pace
 from fulmen.trainer.callbacks.progress_bar import ProgressBar
 from fulmen.trainer.core.module import LightningModule
@@ -64,7 +64,7 @@ class TQDMProgressBar(ProgressBar):
     def __init__(self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False) -> None:
         super().__init__()
         for name, number in (("refresh_rate", refresh_rate), ("process_position", process_position)):
-            check_number(number, f"TQDMProgressBar({name}=...)", "It counts batches or lines.")
+            check_number(self, name, number, "It counts batches or lines.")
             if number < 0:
                 raise ConfigurationError(
                     f"TQDMProgressBar({name}={number}) is negative. The number counts batches or lines."

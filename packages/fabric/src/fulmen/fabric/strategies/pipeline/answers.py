@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum
+from math import prod
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fulmen.fabric.trees import map_tree
+from fulmen.fabric.trees import map_tensors
 
 # Of kinds of batches for which the form is kept.
 _NUM_KEPT = 16
@@ -39,10 +40,7 @@ class _Place:
     @property
     def end(self) -> int:
         """Behind it."""
-        count = 1
-        for length in self.shape:
-            count *= length
-        return self.begin + count * self.dtype.itemsize
+        return self.begin + prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ class Answers:
                 return self._here(value)
             if not gives and data[0].item():
                 return known.read(data, self._device)
-        found: list[Any] = [(form, map_tree(value, _on_cpu) if gives else None)]
+        found: list[Any] = [(form, map_tensors(value, _detached, torch.device("cpu")) if gives else None)]
         dist.broadcast_object_list(found, self._source, group=self._group, device=self._device_of_group)
         self._forms[key] = found[0][0]
         if len(self._forms) > _NUM_KEPT:
@@ -178,8 +176,8 @@ class Answers:
         return torch.zeros(size, dtype=torch.uint8, device=self._device_of_group)
 
     def _here(self, value: Any) -> Any:
-        return map_tree(value, lambda leaf: leaf.detach().to(self._device) if isinstance(leaf, Tensor) else leaf)
+        return map_tensors(value, _detached, self._device)
 
 
-def _on_cpu(leaf: Any) -> Any:
-    return leaf.detach().cpu() if isinstance(leaf, Tensor) else leaf
+def _detached(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.detach().to(device)
