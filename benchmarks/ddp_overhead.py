@@ -184,6 +184,16 @@ def count_collectives(loop: Loop) -> dict[str, float]:
 
 def count_collectives_of_fit(fit: Fit, work: Work) -> dict[str, float]:
     """The collectives of one step of a fit."""
+    dataset, block = work.loader(3 * NUM_COUNTED_STEPS * NUM_PROCESSES).dataset, NUM_COUNTED_STEPS * work.batch_size
+    return count_in_turns(lambda take_turn: fit(work, Turns(dataset, block, take_turn)))
+
+
+def count_in_turns(subject: Callable[[Callable[[], None]], Any]) -> dict[str, float]:
+    """The collectives of one step of a loop over a `Turns` of three blocks, each of `NUM_COUNTED_STEPS`.
+
+    Args:
+        subject: Runs the loop; it is given the `take_turn` of the `Turns`.
+    """
     profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
     turns: list[int] = []
 
@@ -194,9 +204,8 @@ def count_collectives_of_fit(fit: Fit, work: Work) -> dict[str, float]:
         elif len(turns) == 3:
             profiler.stop()
 
-    dataset = work.loader(3 * NUM_COUNTED_STEPS * NUM_PROCESSES).dataset
     with silence():
-        fit(work, Turns(dataset, NUM_COUNTED_STEPS * work.batch_size, take_turn))
+        subject(take_turn)
     return collectives_of(profiler, NUM_COUNTED_STEPS)
 
 

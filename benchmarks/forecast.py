@@ -22,6 +22,7 @@ from fulmen.fabric.forecast.figures import size_text
 from fulmen.fabric.strategies.base import Strategy
 from fulmen.fabric.strategies.fsdp import FSDPStrategy
 from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy
+from fulmen.fabric.strategies.pipeline.cuts import Pipeline
 
 VOCABULARY, LENGTH = 50304, 2048
 
@@ -56,7 +57,7 @@ class GPT(nn.Module):
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, VOCABULARY, bias=False)
 
     def forward(self, text_BT: Tensor) -> Tensor:
-        x_BTC = self.tokens(text_BT) + self.places.weight[: text_BT.shape[1]]
+        x_BTC = self.tokens(text_BT) + self.places(torch.arange(text_BT.shape[1], device=text_BT.device))
         for block in self.blocks:
             x_BTC = block(x_BTC)
         chances: Tensor = self.head(self.norm(x_BTC))
@@ -72,7 +73,10 @@ def main() -> None:
     """Make the forecast, and measure it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--strategy", choices=("fsdp", "hybrid", "model-parallel"), default="fsdp", help="default: %(default)s"
+        "--strategy",
+        choices=("fsdp", "hybrid", "model-parallel", "pipeline"),
+        default="fsdp",
+        help="default: %(default)s",
     )
     parser.add_argument("--num-nodes", type=int, default=128, metavar="N", help="of 8 processes each (%(default)s)")
     parser.add_argument("--num-blocks", type=int, default=32, metavar="N", help="of the GPT (%(default)s)")
@@ -84,7 +88,11 @@ def main() -> None:
     began, began_cpu = time.perf_counter(), time.process_time()
     plan = {"blocks.*.[qkv]": "column", "blocks.*.out": "row", "blocks.*.up": "column", "blocks.*.down": "row"}
     strategy: Strategy
-    if given.strategy == "model-parallel":
+    if given.strategy == "pipeline":
+        points = [f"blocks.{given.num_blocks * place // 8}" for place in range(1, 8)]
+        pipeline = Pipeline(points, micro_batches=4, schedule="Interleaved1F1B")
+        strategy = ModelParallelStrategy(plan=plan | {"blocks.*": "shard"}, tensor_parallel_size=8, pipeline=pipeline)
+    elif given.strategy == "model-parallel":
         strategy = ModelParallelStrategy(plan=plan | {"blocks.*": "shard"}, tensor_parallel_size=8)
     else:
         sharding: Literal["HYBRID_SHARD", "FULL_SHARD"] = "HYBRID_SHARD" if given.strategy == "hybrid" else "FULL_SHARD"

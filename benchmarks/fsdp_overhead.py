@@ -26,10 +26,9 @@ import torch.distributed.fsdp  # here, once, and not in each process
 from ddp_overhead import (
     NUM_COUNTED_STEPS,
     NUM_PROCESSES,
-    collectives_of,
+    count_in_turns,
     heading,
     read_plan,
-    silence,
     table,
 )
 from step_overhead import BATCH_SIZE, LEARNING_RATE, NUM_FEATURES, Rows, trainer_flags
@@ -189,19 +188,8 @@ def run_round(subject: Subject, make_model: Callable[[], nn.Module], rows: Datas
 
 def count_collectives(subject: Subject, make_model: Callable[[], nn.Module], rows: Dataset[Any]) -> dict[str, float]:
     """The collectives of one step."""
-    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
-    turns: list[int] = []
-
-    def take_turn() -> None:
-        turns.append(1)
-        if len(turns) == 2:
-            profiler.start()
-        elif len(turns) == 3:
-            profiler.stop()
-
-    with silence():
-        subject(make_model, Turns(rows, NUM_COUNTED_STEPS * BATCH_SIZE, take_turn))
-    return collectives_of(profiler, NUM_COUNTED_STEPS)
+    block = NUM_COUNTED_STEPS * BATCH_SIZE
+    return count_in_turns(lambda take_turn: subject(make_model, Turns(rows, block, take_turn)))
 
 
 Found = dict[str, tuple[list[Round], dict[str, float]]]

@@ -15,6 +15,7 @@ Needs root, Linux, and loop devices; where one of these is missing it says so an
 from __future__ import annotations
 
 import argparse
+import ctypes
 import fcntl
 import os
 import random
@@ -53,33 +54,57 @@ def save_plainly(folder: Path, report: Report) -> None:
 
 
 class Disk:
-    """An ext4 file system in a file.
+    """A file system in a file.
+
+    Args:
+        folder: Where the file is, and the place of what is in it.
+        make: The command that makes the file system.
+        options: With which it is mounted.
+        num_megabytes: Its size.
 
     Raises:
         OSError: If one cannot be made here, saying why.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.image, self.place = folder / "disk", folder / "mounted"
+    def __init__(
+        self,
+        folder: Path,
+        make: tuple[str, ...] = ("mkfs.ext4", "-q", "-F"),
+        options: str = "noauto_da_alloc",
+        num_megabytes: int = NUM_MEGABYTES,
+    ) -> None:
+        self.image, self.place, self._options = folder / "disk", folder / "mounted", options
+        self._device = ""
         self.place.mkdir()
         with open(self.image, "wb") as file:
-            file.truncate(NUM_MEGABYTES * 2**20)
-        self._device = ""
-        self._device = _said("losetup", "-f", "--show", str(self.image))
+            file.truncate(num_megabytes * 2**20)
         try:
-            _said("mkfs.ext4", "-q", "-F", self._device)
-            self.mount()
+            said(*make, str(self.image))
+            self.attach()
         except OSError:
             self.remove()
             raise
 
+    def attach(self) -> None:
+        """Make a device of the file, and put it in its place."""
+        self._device = said("losetup", "-f", "--show", str(self.image))
+        self.mount()
+
+    def detach(self) -> None:
+        """Leave the file alone."""
+        if os.path.ismount(self.place):
+            self.unmount()
+        if self._device:
+            said("losetup", "-d", self._device)
+        self._device = ""
+
     def mount(self) -> None:
         """Put it in its place; what was begun before a cut is recovered."""
-        _said("mount", "-t", "ext4", "-o", "noauto_da_alloc", self._device, str(self.place))
+        said("mount", "-o", self._options, self._device, str(self.place))
 
     def unmount(self) -> None:
         """Take it away."""
-        _said("umount", str(self.place))
+        said("umount", str(self.place))
 
     def cut(self) -> None:
         """From now on nothing reaches the disk."""
@@ -91,13 +116,17 @@ class Disk:
 
     def remove(self) -> None:
         """Leave nothing of it."""
-        if os.path.ismount(self.place):
-            self.unmount()
-        if self._device:
-            _said("losetup", "-d", self._device)
+        self.detach()
+        self.image.unlink()
+        self.place.rmdir()
 
 
-def _said(*command: str) -> str:
+def said(*command: str) -> str:
+    """What a command prints.
+
+    Raises:
+        OSError: If it is not here, or fails.
+    """
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     except FileNotFoundError as error:
@@ -105,6 +134,20 @@ def _said(*command: str) -> str:
     if done.returncode:
         raise OSError(f"`{' '.join(command)}`: {done.stderr.strip()}")
     return done.stdout.strip()
+
+
+def mount_for_nobody_else() -> None:
+    """What is mounted from now on is seen by this process and its children only.
+
+    A process that copies the table of mounts meanwhile would hold a disk that is to be mounted anew.
+
+    Raises:
+        OSError: If the system does not let it.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_mounts, private = 0x00020000, 0x00044000  # of <linux/sched.h>, <linux/mount.h>
+    if libc.unshare(new_mounts) or libc.mount(None, b"/", None, private, None):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def cut_one(disk: Disk, writer: Callable[[Path, Report], Any], folder: Path, wait_s: float) -> int:
@@ -144,6 +187,7 @@ def main() -> int:
     disk: Disk | None = None
     try:
         try:
+            mount_for_nobody_else()
             disk = Disk(root)
             disk.cut()
             disk.unmount()

@@ -1,19 +1,17 @@
 """A run saved by some processes goes on with more or fewer: the rest of the epoch sees each remaining sample once."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch._dynamo  # DDP imports it, which takes seconds; forked processes have what is there already
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fulmen.fabric import Fabric
 from fulmen.trainer import Callback, LightningModule, Trainer, seed_everything
+from tests.support.two_processes import in_two_processes
 
 SIZE, BATCH, EPOCHS = 48, 2, 2
 
@@ -99,18 +97,7 @@ def read(loader: Any, num_batches: int | None = None) -> list[float]:
     return seen
 
 
-def one_of_two(rank: int, folder: Path, port: int) -> None:
-    os.environ.update(
-        TORCHELASTIC_RUN_ID="test",
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        GROUP_RANK="0",
-        WORLD_SIZE="2",
-        LOCAL_WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        TORCHELASTIC_USE_AGENT_STORE="True",
-    )
+def one_of_two(rank: int, folder: Path) -> None:
     (folder / "two").mkdir(exist_ok=True)
     found: dict[str, Any] = {"grown": train(folder, 2, None, folder / "one" / "saved.ckpt")}
     found["whole"] = train(folder / "two", 2, 5, None)
@@ -131,10 +118,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     loader = fabric_loader(1)
     answers["fabric of one"] = read(loader, 10)
     torch.save(loader.state_dict(), folder / "fabric.pt")
-    # Kept here, so that nobody else can take its port.
-    store = torch.distributed.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
-    port = store.port
-    mp.start_processes(one_of_two, (folder, port), nprocs=2, start_method="fork")
+    in_two_processes(one_of_two, folder)
     answers["two"] = [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
     answers["shrunk"] = train(folder, 1, None, folder / "two" / "saved.ckpt")
     loader = fabric_loader(1, torch.load(folder / "fabric of two, 0.pt", weights_only=True))

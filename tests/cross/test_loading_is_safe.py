@@ -294,7 +294,7 @@ def test_a_pipe_in_the_place_of_a_checkpoint_is_not_waited_for(tmp_path: Path) -
         with pytest.raises(CheckpointError, match="could not be read: it is a pipe or a device, and no file"):
             read()
     for read in read_all_ways(folder):
-        with pytest.raises((CheckpointError, OSError)):
+        with pytest.raises(CheckpointError, match=r"could not be read|is a folder"):
             read()
     for path in (pipe, folder):
         assert "it is a pipe or a device" in (checkpoint_damage(path) or "")

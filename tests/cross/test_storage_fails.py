@@ -2,12 +2,16 @@
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import re
 import resource
 import shutil
 import stat
+import struct
+import subprocess
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -17,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fulmen.fabric.checkpoint_io import checkpoint_damage
-from fulmen.fabric.checkpoint_io.sharded import save_sharded
+from fulmen.fabric.checkpoint_io import AsyncCheckpointIO, TorchCheckpointIO, checkpoint_damage, clean_leftovers
+from fulmen.fabric.checkpoint_io.sharded import load_sharded, save_sharded
 from fulmen.fabric.errors import CheckpointError
 from fulmen.trainer import Callback, LightningModule, Trainer
 from fulmen.trainer.callbacks import ModelCheckpoint
@@ -184,6 +188,97 @@ def test_a_disk_that_is_really_full_is_told_with_its_bytes(tmp_path: Path) -> No
         assert re.search(rf"{said} \(\d+ bytes are free\)", seen[kind]), seen[kind]
         assert "nothing was left and what was there before is unchanged" in seen[kind]
     assert "after 0 bytes" not in seen["error"]
+
+
+def on_a_disk_that_breaks(folder: Path) -> None:
+    """On an ext4 of its own that is shut down while it trains: from then on the kernel answers every call with EIO."""
+    seen: dict[str, Any] = {}
+    libc = ctypes.CDLL(None, use_errno=True)
+    image, disk = folder / "image", folder / "disk"
+    disk.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(32 * 2**20)
+
+    def call(*command: str) -> None:
+        subprocess.run(command, check=True, capture_output=True)
+
+    def shut_down() -> None:
+        handle = os.open(disk, os.O_RDONLY)
+        fcntl.ioctl(handle, 0x8004587D, struct.pack("I", 1))  # EXT4_IOC_SHUTDOWN of <linux/ext4.h>: flush the journal
+        os.close(handle)
+
+    def broken(save: Any) -> None:
+        shut_down()
+        save()
+
+    try:
+        try:
+            if libc.unshare(0x00020000) or libc.mount(None, b"/", None, 0x00044000, None):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            call("mkfs.ext4", "-q", "-F", str(image))
+            call("mount", "-o", "loop", str(image), str(disk))
+        except (OSError, subprocess.CalledProcessError) as error:
+            seen["skip"] = str(error)
+            return
+        torch.set_num_threads(1)
+        background = AsyncCheckpointIO()
+        ways: dict[str, Any] = {
+            "c/epoch=2-step=6.ckpt": lambda: fit(disk / "c", shut_down, save_last=True),
+            "sharded.ckpt": lambda: broken(lambda: save_sharded(disk / "sharded.ckpt", {"w": torch.zeros(9)})),
+            "async.ckpt": lambda: broken(
+                lambda: (background.save_checkpoint({"w": torch.zeros(9)}, disk / "async.ckpt"), background.wait())
+            ),
+            "async sharded.ckpt": lambda: broken(
+                lambda: (background.save_sharded(disk / "async sharded.ckpt", {"w": torch.zeros(9)}), background.wait())
+            ),
+        }
+        for name, way in ways.items():
+            if name.endswith("sharded.ckpt"):
+                save_sharded(disk / name, {"w": torch.ones(9)})
+            elif name == "async.ckpt":
+                TorchCheckpointIO().save_checkpoint({"w": torch.ones(9)}, disk / name)
+            try:
+                way()
+            except CheckpointError as error:
+                seen[name] = str(error)
+            call("umount", str(disk))
+            call("mount", "-o", "loop", str(image), str(disk))
+            if name.startswith("c/"):
+                fit(disk / "c", ckpt_path="auto", save_last=True)
+                assert sorted(os.listdir(disk / "c")) == ["epoch=2-step=6.ckpt", "last.ckpt"]
+                assert torch.load(disk / "c" / "last.ckpt", weights_only=True)["global_step"] == 6
+                continue
+            clean_leftovers(disk)
+            assert checkpoint_damage(disk / name) is None
+            state = {"w": torch.zeros(9)}
+            if name.endswith("sharded.ckpt"):
+                load_sharded(disk / name, state)
+            else:
+                state = TorchCheckpointIO().load_checkpoint(disk / name)
+            assert torch.equal(state["w"], torch.ones(9)), "the last good one is untouched"
+        assert sorted(os.listdir(disk)) == sorted(["lost+found", "c", *(name for name in ways if "/" not in name)])
+    except BaseException:
+        seen["failed"] = traceback.format_exc()
+    finally:
+        (folder / "seen.json").write_text(json.dumps(seen))
+        os._exit(0)
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0 or sys.platform != "linux", reason="a disk is mounted and broken, by root on Linux"
+)
+def test_a_disk_that_really_breaks_is_told_and_what_was_saved_stays(tmp_path: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        on_a_disk_that_breaks(tmp_path)
+    os.waitpid(pid, 0)
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    if "skip" in seen:
+        pytest.skip(f"no disk of its own can be mounted here: {seen['skip']}")
+    assert "failed" not in seen, seen["failed"]
+    for name in ("c/epoch=2-step=6.ckpt", "sharded.ckpt", "async.ckpt", "async sharded.ckpt"):
+        said = f"{tmp_path / 'disk' / name}' could not be written: Input/output error, after "
+        assert said in seen[name], seen[name]
 
 
 def test_a_folder_that_vanishes_is_made_again_and_the_ranking_holds(tmp_path: Path) -> None:

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch._dynamo  # DDP imports it, which takes seconds; forked processes have what is there already
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torchmetrics
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fulmen.trainer import Callback, LightningModule, Trainer, seed_everything
+from tests.support.two_processes import in_two_processes
 
 COLLECTIVES = (
     "all_reduce",
@@ -186,19 +185,7 @@ def evaluate(folder: Path, devices: int) -> dict[str, Any]:
     return found
 
 
-def one_process(rank: int, folder: Path, port: int) -> None:
-    os.environ.update(
-        TORCHELASTIC_RUN_ID="test",
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        GROUP_RANK="0",
-        WORLD_SIZE="2",
-        LOCAL_WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        TORCHELASTIC_USE_AGENT_STORE="True",
-    )
-    torch.set_num_threads(1)
+def one_process(rank: int, folder: Path) -> None:
     report: dict[str, Any] = {"evaluation": evaluate(folder, 2)}
     loader = DataLoader(Numbers(32), batch_size=2)
     counts = CountsCollectives()
@@ -227,11 +214,7 @@ def one_process(rank: int, folder: Path, port: int) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have left what they found out."""
     folder: Path = tmp_path_factory.mktemp("two_processes")
-    # Kept here, so that nobody else can take its port.
-    store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
-    port = store.port
-    # Forked: two processes that share the imported torch.
-    mp.start_processes(one_process, args=(folder, port), nprocs=2, start_method="fork")  # type: ignore[no-untyped-call]
+    in_two_processes(one_process, folder)
     return folder
 
 

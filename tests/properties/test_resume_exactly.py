@@ -185,11 +185,18 @@ ENDS_BEFORE_IT_READS = Scenario(
     flags={"val_check_interval": 0.5, "max_epochs": 2, "log_every_n_steps": 1, "num_sanity_val_steps": 0},
 )
 
+NO_LAST_ROW = Scenario(
+    loaders=[("in order", 3)],
+    callbacks=["every other step"],
+    flags={"limit_val_batches": 0, "max_epochs": 3, "log_every_n_steps": 2, "num_sanity_val_steps": 0},
+)
+
 
 # What was wrong once: float64 weights, the row of the step, an epoch's row, gradients of one of two optimizers, the
 # generator between two epochs, a step's plateau scheduler, a batch that was fetched early, rounds of unsized loaders,
 # a signal between two epochs, averages of a run that ended before it read a batch, and of
-# an epoch that max_steps had cut, loaders of several lengths when max_steps came with the last batch.
+# an epoch that max_steps had cut, loaders of several lengths when max_steps came with the last batch, what was shown
+# of a last batch without a row.
 @settings(
     max_examples=3000 if LONG else 25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=not LONG
 )
@@ -211,6 +218,7 @@ ENDS_BEFORE_IT_READS = Scenario(
 @example((ENDS_BEFORE_IT_READS, Cut("on_train_batch_end", 3)))
 @example(one("shuffle", Cut("on_train_batch_end", 5, "steps over"), size=9, callbacks=["swa"], max_epochs=3))
 @example(one("own sampler", Cut("on_train_batch_end", 2, "steps over"), beside=[("in order", 6)], together="min_size"))
+@example((NO_LAST_ROW, Cut("on_train_epoch_start", 3, "signal")))
 def test_a_resumed_run_is_bit_by_bit_the_one_that_never_stopped(case: tuple[Scenario, Cut]) -> None:
     scenario, cut = case
     event(f"{cut.moment}, {cut.ending}" if check(scenario, cut) else "no such moment")

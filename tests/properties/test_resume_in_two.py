@@ -3,16 +3,13 @@
 import importlib.util
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch._dynamo  # DDP imports it, which takes seconds; forked processes have what is there already
-import torch.multiprocessing as mp
 
 from tests.support.resume_scenarios import Cut, Scenario, fit
+from tests.support.two_processes import in_two_processes
 
 FLAGS = {
     "devices": 2,
@@ -93,20 +90,8 @@ def differences(scenario: Scenario, cut: Cut, folder: Path) -> list[str]:
     return found + [what for what, value in whole.end.items() if resumed.end[what] != value]
 
 
-def one_of_two(rank: int, folder: Path, port: int) -> None:
+def one_of_two(rank: int, folder: Path) -> None:
     logging.disable(logging.WARNING)
-    os.environ.update(
-        TORCHELASTIC_RUN_ID="test",
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        GROUP_RANK="0",
-        WORLD_SIZE="2",
-        LOCAL_WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        TORCHELASTIC_USE_AGENT_STORE="True",
-    )
-    torch.set_num_threads(1)
     found = {name: differences(*case, folder / str(number)) for number, (name, case) in enumerate(CASES.items())}
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
@@ -114,9 +99,7 @@ def one_of_two(rank: int, folder: Path, port: int) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("two")
-    # Kept here, so that nobody else can take its port.
-    store = torch.distributed.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
-    mp.start_processes(one_of_two, (folder, store.port), nprocs=2, start_method="fork")
+    in_two_processes(one_of_two, folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -134,7 +134,7 @@ def test_fsdp_overhead_prints_what_the_trainer_costs_and_how_often_it_talks(done
         assert all(float(row[1]) > 0 for row in ours)
 
 
-@runs("every_mesh.py", "--processes", "2", "--plans", "ring", "--how", "norm clipped")
+@runs("every_mesh.py", "--processes", "2", "--plans", "ring", "--how", "norm clipped", "--schedules", "")
 def test_every_mesh_prints_how_far_each_is_from_one_process(done):
     assert done.returncode == 0, done.stderr
     found = rows(done.stdout)
@@ -212,6 +212,12 @@ def test_power_cut_prints_what_was_lost_or_why_it_was_not_measured(done):
         table = rows(done.stdout)
         assert [row[4] for row in table] == [*5 * ["pass"], "for comparison"]
         assert [row[1] for row in table] == 6 * ["1"]
+
+
+@runs("broken_disk.py", "--quick")
+def test_broken_disk_prints_what_was_lost_or_why_it_was_not_measured(done):
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Not measured" in done.stdout or {row[6] for row in rows(done.stdout)} == {"pass"}
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="asks Linux which processes are there")

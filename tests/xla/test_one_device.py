@@ -1,5 +1,7 @@
 """For real, on one XLA device, which with PJRT_DEVICE=CPU every machine has. Only `nox -s xla` runs it."""
 
+import itertools
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -7,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from fulmen.fabric import Fabric
 from fulmen.fabric.strategies import SingleDeviceXLAStrategy, XLAFSDPStrategy, XLAStrategy
 from fulmen.trainer import Callback, LightningModule, Trainer
+from fulmen.trainer.callbacks import ModelCheckpoint
 
 xla = pytest.importorskip("torch_xla")
 metrics = pytest.importorskip("torch_xla.debug.metrics")
@@ -79,8 +82,9 @@ def test_the_losses_are_those_of_the_cpu(name, expected):
     assert losses == pytest.approx(expected, abs=1e-4)
 
 
-def test_auto_finds_the_device_and_takes_the_strategy_for_one():
-    fabric = Fabric()
+def test_the_device_is_taken_by_name_with_the_strategy_for_one():
+    assert Fabric(devices=1).device.type == "cpu"  # what torch_xla makes of a CPU is there wherever it is installed
+    fabric = Fabric(accelerator="tpu")
     assert type(fabric.strategy) is SingleDeviceXLAStrategy
     assert str(fabric.device) == "xla:0"
 
@@ -167,6 +171,15 @@ class Tied(LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.01)
 
 
+class Scheduled(Tied):
+    """A learning rate that is another one in each step."""
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
 class Watch(Callback):
     def __init__(self):
         self.seen = []
@@ -174,28 +187,31 @@ class Watch(Callback):
     def on_train_batch_end(self, *args):
         self.seen.append((compiled(), waited()))
 
+    def in_batches(self):
+        """How many graphs were compiled, and how many values were read, since the batch before."""
+        pairs = itertools.pairwise(self.seen)
+        return [(after[0] - before[0], after[1] - before[1]) for before, after in pairs]
+
 
 def fit(folder, module=None, *, ckpt_path=None, epochs=2, **flags):
     watch = Watch()
+    asked = {"log_every_n_steps": 4, "enable_progress_bar": False, **flags}
     trainer = Trainer(
         max_epochs=epochs,
-        log_every_n_steps=4,
         num_sanity_val_steps=0,
         gradient_clip_val=0.5,
         default_root_dir=folder,
-        callbacks=[watch],
-        enable_progress_bar=False,
         enable_model_summary=False,
-        **flags,
+        **{**asked, "callbacks": [watch, *asked.get("callbacks", ())]},
     )
     module = module or Tied()
     loader = DataLoader(samples(), batch_size=8)
     trainer.fit(module, loader, loader, ckpt_path=ckpt_path)
-    return trainer, module, watch.seen
+    return trainer, module, watch
 
 
 def test_the_trainer_trains_as_on_the_cpu(tmp_path):
-    trainer, module, seen = fit(tmp_path / "xla", accelerator="tpu", devices=1)
+    trainer, module, watch = fit(tmp_path / "xla", accelerator="tpu", devices=1)
     other, expected, _ = fit(tmp_path / "cpu", accelerator="cpu", devices=1)
     assert module.one.weight is module.two.weight
     assert module.one.weight.device.type == "cpu"
@@ -204,9 +220,43 @@ def test_the_trainer_trains_as_on_the_cpu(tmp_path):
         assert trainer.callback_metrics[name].item() == pytest.approx(value.item(), abs=1e-4), name
     # Between two logging points, once the first epoch has met every graph: nothing is compiled, or waited for.
     # Steps 4 and 8 of each epoch are logged, after the callbacks; the values are read there.
-    second = seen[8:]
+    second = watch.seen[8:]
     assert all(second[step] == second[step - 1] for step in (1, 2, 3, 5, 6, 7)), second
     assert second[-1][0] == second[0][0]
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [
+        (Tied, {"accumulate_grad_batches": 4}),
+        (Tied, {"gradient_clip_algorithm": "value"}),
+        (Tied, {"precision": "bf16-true"}),
+        (Tied, {"enable_progress_bar": True}),
+        (Scheduled, {}),
+        (Scheduled, {"accumulate_grad_batches": 3}),
+    ],
+)
+def test_after_the_first_epoch_nothing_is_compiled_or_waited_for(module, flags, tmp_path):
+    *_, watch = fit(tmp_path, module(), epochs=3, accelerator="tpu", devices=1, log_every_n_steps=100, **flags)
+    # Eight batches in each epoch. What validation and the ends of epochs compile comes behind the last of them.
+    assert watch.in_batches()[8:15] == [(0, 0)] * 7
+    assert watch.in_batches()[15:] == [(0, watch.in_batches()[15][1]), *[(0, 0)] * 7]
+
+
+def test_validation_and_checkpoints_in_an_epoch_compile_nothing_again(tmp_path):
+    saves = ModelCheckpoint(every_n_train_steps=3, save_top_k=-1)
+    flags = {"val_check_interval": 4, "callbacks": [saves], "log_every_n_steps": 100}
+    *_, watch = fit(tmp_path, epochs=3, accelerator="tpu", devices=1, **flags)
+    num_compiled = [compiled for compiled, _ in watch.in_batches()]
+    assert num_compiled[8:] == [0] * 15
+    # Values are read only where there was a validation or a checkpoint since the batch before.
+    quiet = [step for step in range(9, 24) if step % 3 and step % 4]
+    assert [watch.in_batches()[step - 1][1] for step in quiet] == [0] * len(quiet)
+    # A run that goes on inside an epoch, in a process that knows the graphs, compiles those of its beginning only.
+    path = next(str(path) for path in tmp_path.rglob("*.ckpt") if "step=15" in path.name)
+    *_, after = fit(tmp_path / "on", epochs=3, accelerator="tpu", devices=1, ckpt_path=path, log_every_n_steps=100)
+    assert len(after.seen) == 9
+    assert [compiled for compiled, _ in after.in_batches()][1:] == [0] * 7
 
 
 def test_a_run_of_the_trainer_goes_on(tmp_path):

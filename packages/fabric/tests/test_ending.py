@@ -64,3 +64,34 @@ def test_a_prompt_stays_after_an_error():
     done = subprocess.run([sys.executable, "-i", "-q"], input=code, capture_output=True, text=True, timeout=50)
     assert done.returncode == 7, done.stderr
     assert "still there" in done.stdout
+
+
+# In each case Python would wait for ten minutes, or for ever.
+_POOLS = {
+    "a process": "process = context.Process(target=time.sleep, args=(600,)); process.start()",
+    "an executor": (
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "pool = ProcessPoolExecutor(1, mp_context=context); pool.submit(int).result(); pool.submit(time.sleep, 600)"
+    ),
+    "a pool that lost a process": (
+        "import signal\npool = context.Pool(1); pool.apply(int); time.sleep(0.5)\n"
+        "os.kill(multiprocessing.active_children()[0].pid, signal.SIGTERM); time.sleep(0.5)"
+    ),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="pools that fork")
+def test_who_is_told_to_end_waits_for_no_pool():
+    head = "import multiprocessing, os, time\nfrom fulmen.fabric.ending import end_despite_pools\n"
+    head += "context = multiprocessing.get_context('fork')\n"
+    end = "\nend_despite_pools(143)\nraise SystemExit(143)\n"
+    running = {what: subprocess.Popen([sys.executable, "-c", head + code + end]) for what, code in _POOLS.items()}
+    ends = {what: process.wait(timeout=100) for what, process in running.items()}
+    assert ends == dict.fromkeys(_POOLS, 143)
+
+
+def test_who_is_told_to_end_does_what_the_program_does_at_its_end():
+    code = "import atexit, time\nfrom fulmen.fabric.ending import end_despite_pools\n"
+    code += "atexit.register(print, 'said'); atexit.register(time.sleep, 2.5); end_despite_pools(143)\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "said\n")

@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fulmen.fabric.strategies.model_parallel import ModelParallelStrategy as FabricModelParallel
+from fulmen.fabric.strategies.pipeline.cuts import Pipeline
 from fulmen.trainer import LightningModule, Trainer
 from fulmen.trainer.demos import BoringDataModule, BoringModel
 from fulmen.trainer.errors import ArgumentTypeError, ConfigurationError
@@ -78,6 +79,53 @@ def test_strategies_of_the_trainer_are_planned_and_stay_new():
     assert forecast.mesh == {"shard": 4}
     assert planned.plan(Net(), loader()) == forecast
     assert not isinstance(fsdp.fabric_strategy, FabricModelParallel)
+
+
+class Sequences(LightningModule):
+    def __init__(self, parts):
+        super().__init__()
+        self.parts, self.body = parts, nn.Sequential(Attention(), Attention())
+
+    def training_step(self, batch, batch_idx):
+        x = self.trainer.strategy.part_of_sequence(batch) if self.parts else batch
+        loss = self.body(x).square().mean()
+        self.log("loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters())
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.over = nn.Linear(16, 16)
+
+    def forward(self, x):
+        y = self.over(x).unflatten(-1, (4, 4)).transpose(1, 2)
+        return x + nn.functional.scaled_dot_product_attention(y, y, y).transpose(1, 2).flatten(2)
+
+
+def test_a_step_may_ask_for_its_part_of_a_sequence_on_machines_that_are_not_there():
+    strategy = ModelParallelStrategy(plan={"body.*": "ring"}, data_parallel_size=8, context_parallel_size=4)
+    asks = trainer(devices=2, strategy=strategy)  # on a laptop
+    batches = DataLoader(torch.rand(8, 12, 16), batch_size=2)
+    forecast = asks.plan(Sequences(parts=True), batches, devices=8)
+    (sent,) = [one for one in forecast.traffic if one.axis == "context_parallel"]
+    assert (sent.operation, sent.num_processes) == ("send", 4)
+    fabric_strategy = asks.strategy.fabric_strategy
+    assert (len(fabric_strategy.parallel_devices), fabric_strategy.num_nodes) == (2, 1)
+
+
+@pytest.mark.filterwarnings("error:.*in no run:UserWarning")
+def test_stages_are_planned_with_what_they_keep():
+    # All that is named there is in a table of 80 columns.
+    strategy = ModelParallelStrategy(pipeline=Pipeline(["body.1"], 4, "GPipe"))
+    net = Sequences(parts=False)
+    forecast = trainer(devices=2, strategy=strategy).plan(net, DataLoader(torch.rand(8, 12, 16), batch_size=8))
+    assert forecast.memory_bytes["activations"] > forecast.memory_bytes["received"] == 8 * 12 * 16 * 4
+    assert {one.operation for one in forecast.traffic} == {"send activations", "receive gradients"}
+    assert max(map(len, str(forecast).splitlines())) <= 80
 
 
 def test_clipping_by_norm_is_planned():

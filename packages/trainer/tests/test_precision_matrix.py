@@ -79,6 +79,16 @@ def test_each_precision_trains_or_is_refused(strategy, tmp_path):
                 assert len(SENTENCE.findall(str(caught.value))) >= 3
             continue
         run, net = trainer(strategy, value, tmp_path), Net()
+        if name == "16-true":
+            with pytest.raises(ConfigurationError, match=r"Trainer\.fit.* precision='bf16-true'.*deepspeed") as caught:
+                run.fit(net, loader)
+            assert len(SENTENCE.findall(str(caught.value))) >= 3
+            assert net.losses == []
+            answers = run.predict(net, loader)
+            assert [bool(answer.isfinite().all()) for answer in answers] == [True] * 4
+            assert run.precision == name
+            assert next(net.parameters()).dtype == torch.float16, strategy
+            continue
         run.fit(net, loader)
         assert net.held == HELD.get(name, torch.float32), (strategy, value)
         assert net.losses[-1] < net.losses[0], (strategy, value)

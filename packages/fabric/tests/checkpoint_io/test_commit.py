@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import resource
 import signal
+import stat
 import subprocess
 import time
 from itertools import count
@@ -16,7 +18,8 @@ from typing import IO, Any
 import pytest
 import torch
 
-from fulmen.fabric.checkpoint_io.commit import FolderAside, commit
+from fulmen.fabric.checkpoint_io import exchange
+from fulmen.fabric.checkpoint_io.commit import FolderAside, commit, remove_saved
 from fulmen.fabric.checkpoint_io.leftovers import clean_leftovers
 from fulmen.fabric.checkpoint_io.sharded import load_sharded, save_sharded
 from fulmen.fabric.checkpoint_io.torch import TorchCheckpointIO
@@ -226,3 +229,66 @@ def test_a_pipe_or_device_is_not_replaced(tmp_path, leads_to_one):
             begin()
     assert os.lstat(path).st_ino == before.st_ino
     assert os.listdir(tmp_path) == ["pipe"]
+
+
+@pytest.fixture
+def no_folder_is_synced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk breaks when all is written and has its name."""
+    fsync = os.fsync
+
+    def broken(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", broken)
+
+
+@pytest.mark.usefixtures("no_folder_is_synced")
+def test_a_rename_that_is_not_brought_to_the_disk_is_no_save(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    with pytest.raises(
+        CheckpointError, match=r"a\.ckpt' could not be written: Input/output error, after 3 bytes"
+    ) as said:
+        commit(path, lambda file: file.write(b"new") and None)
+    assert "nothing was left and what was there before is unchanged" in str(said.value)
+    assert os.listdir(tmp_path) == []
+    path.write_bytes(b"old")
+    with pytest.raises(CheckpointError, match=r"Input/output error, after 3 bytes.*either of the two may be found"):
+        commit(path, lambda file: file.write(b"new") and None)
+    assert (os.listdir(tmp_path), path.read_bytes()) == (["a.ckpt"], b"new")
+
+
+@pytest.mark.parametrize("in_one_step", [True, False])
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_folder_whose_name_is_not_brought_to_the_disk_makes_room_for_the_old_one(
+    in_one_step: bool, is_new: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not in_one_step:
+        monkeypatch.setattr(exchange, "exchange_names", lambda first, second: False)
+    path, state = tmp_path / "a.ckpt", {"w": torch.zeros(2)}
+    if not is_new:
+        save_sharded(path, {"w": torch.ones(2)})
+
+    def broken(folder: Path) -> None:
+        if Path(folder) == tmp_path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(exchange, "sync_dir", broken)
+    with pytest.raises(CheckpointError, match=r"a\.ckpt' could not be written: Input/output error.*is unchanged"):
+        save_sharded(path, {"w": torch.full((2,), 2.0)})
+    assert os.listdir(tmp_path) == ([] if is_new else ["a.ckpt"])
+    if not is_new:
+        load_sharded(path, state)
+        assert torch.equal(state["w"], torch.ones(2))
+
+
+def test_what_the_storage_does_not_remove_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    (tmp_path / "a.ckpt").touch()
+    monkeypatch.setattr(os, "remove", broken)
+    for remove in (remove_saved, TorchCheckpointIO().remove_checkpoint):
+        with pytest.raises(CheckpointError, match=r"a\.ckpt' could not be removed: Input/output error \(\d+ bytes are"):
+            remove(tmp_path / "a.ckpt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch.distributed.checkpoint as dcp
 
 from fulmen.fabric.checkpoint_io.sharded import load_sharded, save_sharded
 from fulmen.fabric.checkpoint_io.sharded_folder import ShardedFolder
+from fulmen.fabric.checkpoint_io.verify import checkpoint_damage
 from fulmen.fabric.errors import CheckpointDamagedError, CheckpointError
 
 STATE = {"model": {"w": torch.arange(6.0).view(2, 3)}, "epoch": 3, "n": {"value": 5, "t": torch.ones(1)}}
@@ -104,6 +106,28 @@ def test_a_storage_that_fails_is_no_damage(saved: Path, monkeypatch: pytest.Monk
     with pytest.raises(CheckpointError, match=r"could not be read: Input/output error, in its part") as caught:
         folder.load({"model": {"w": torch.zeros(2, 3)}})
     assert not isinstance(caught.value, CheckpointDamagedError)
+
+
+@pytest.mark.parametrize("name", [".metadata", "meta.pt", "__0_0.distcp"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+@pytest.mark.timeout(60)  # whoever opens a pipe waits for its other end
+def test_what_is_no_file_is_refused_with_the_name_of_the_part(
+    name: str, kind: str, saved: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.ckpt"
+    shutil.copytree(saved, path)
+    (path / name).unlink()
+    if kind == "folder":
+        (path / name).mkdir()
+    elif kind == "device":
+        (path / name).symlink_to(os.devnull)
+    else:
+        os.mkfifo(path / name)
+    said = "Is a directory" if kind == "folder" else "it is a pipe or a device, and no file"
+    for read in (lambda: load_sharded(path, {"model": {"w": torch.zeros(2, 3)}}), lambda: ShardedFolder(path).verify()):
+        with pytest.raises(CheckpointError, match=rf"a\.ckpt' could not be read: {said}, in its part '{name}'"):
+            read()
+    assert said in (checkpoint_damage(path) or "")
 
 
 def test_the_names_come_in_the_order_of_the_state(saved: Path) -> None:

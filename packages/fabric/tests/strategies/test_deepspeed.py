@@ -120,6 +120,18 @@ def accumulation_by_the_engine(n, folder):
     assert_weights(fabric, model, plainly(adam, accumulate=2)[0].state_dict())
 
 
+@case(2)
+def accumulation_that_the_sizes_say(n, folder):
+    batch_size = len(share(make_fabric(DeepSpeedStrategy(stage=1), n), batches()[0]))
+    sizes = {"train_micro_batch_size_per_gpu": batch_size, "train_batch_size": 2 * n * batch_size}
+    fabric = deepspeed(n, config={"zero_optimization": {"stage": 2}, **sizes})
+    model, optimizer = set_up(fabric)
+    for batch in batches():
+        fabric.backward(model(share(fabric, batch)).square().mean())
+        optimizer.step()
+    assert_weights(fabric, model, plainly(adam, accumulate=2)[0].state_dict())
+
+
 @case(1, 2)
 def clipping(n, folder):
     expected = plainly(momentum, max_norm=0.05)[0].state_dict()
@@ -605,6 +617,9 @@ def test_flags_that_contradict_the_configuration_are_refused_before_a_process_st
         DeepSpeedStrategy(precision=Precision())
     with pytest.raises(ConfigurationError, match="TorchCheckpointIO"):
         Fabric(accelerator="cpu", strategy="deepspeed", plugins=TorchCheckpointIO())
+    fabric = Fabric(accelerator="cpu", devices=2, strategy=DeepSpeedStrategy(config={"train_batch_size": 7}))
+    with pytest.raises(ConfigurationError, match=r"train_batch_size=7, which cannot be divided.* 2 processes"):
+        fabric.launch(lambda _: pytest.fail("began"))
     # float16 is computed on the CPU, too: the engine keeps 32-bit master weights.
     assert Fabric(accelerator="cpu", strategy="deepspeed", precision=16).strategy.precision.precision == "16-mixed"
 

@@ -145,7 +145,11 @@ def test_the_three_sizes_of_a_batch_agree_or_are_refused(micro, accumulate, worl
         check_batches({"train_batch_size": whole}, batch_size=micro, **rest)
     with pytest.raises(ConfigurationError, match=r"DataLoader\(batch_size=10\).*train_micro_batch_size_per_gpu is"):
         check_batches(config, batch_size=10, **rest)
-    check_batches({"train_batch_size": whole}, batch_size=None, **rest)
+    if wrong and accumulate * world_size > 1:
+        with pytest.raises(ConfigurationError, match=rf"train_batch_size={whole}, which cannot be divided.*processes"):
+            check_batches({"train_batch_size": whole}, batch_size=None, **rest)
+    else:
+        check_batches({"train_batch_size": whole}, batch_size=None, **rest)
     check_batches({"train_batch_size": "auto"}, batch_size=micro, **rest)
 
 

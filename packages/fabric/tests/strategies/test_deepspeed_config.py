@@ -11,6 +11,7 @@ from fulmen.fabric.strategies.deepspeed.arguments import DEFAULTS, NAMES, DeepSp
 from fulmen.fabric.strategies.deepspeed.checks import (
     agreed,
     check_absent,
+    check_batches,
     check_precision,
     check_remote_device,
 )
@@ -136,6 +137,40 @@ def test_sizes_of_a_batch_that_say_the_third_are_left_alone():
     config = {"train_batch_size": 8, "gradient_accumulation_steps": 2}
     full = completed(config, precision="32-true", scaling=LossScaling(), batch_size=5, clip_val=None)
     assert "train_micro_batch_size_per_gpu" not in full
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 5), st.integers(0, 7), st.booleans())
+def test_two_sizes_of_a_batch_say_the_third(micro, steps, world_size, which, is_auto):
+    said = {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": steps,
+        "train_batch_size": micro * steps * world_size,
+    }
+    left = {key: value for place, (key, value) in enumerate(said.items()) if which & 1 << place}
+    config = {**dict.fromkeys(said, "auto"), **left} if is_auto else left
+    rest = {"precision": "32-true", "scaling": LossScaling(), "clip_val": None, "world_size": world_size}
+    full = completed(config, batch_size=None, **rest)
+    accumulate = full["gradient_accumulation_steps"]
+    check_batches(full, batch_size=None, accumulate=accumulate, world_size=world_size)
+    assert "auto" not in full.values()
+    assert left.items() <= full.items()
+    if len(left) > 1:
+        assert accumulate == steps
+        assert full.get("train_micro_batch_size_per_gpu", micro) == micro
+        assert full["managed_gradient_accumulation"] == (steps > 1)
+    elif "gradient_accumulation_steps" not in left:
+        assert accumulate == 1
+    by_run = completed(config, batch_size=micro, run_counts=True, **rest)
+    assert by_run["train_micro_batch_size_per_gpu"] == micro
+    assert by_run["gradient_accumulation_steps"] == 1
+    assert "train_batch_size" not in by_run
+
+
+def test_the_size_for_reports_is_one_of_them():
+    rest = {"precision": "32-true", "scaling": LossScaling(), "clip_val": None, "world_size": 2}
+    full = completed({"train_batch_size": 16}, batch_size=4, **rest)
+    assert (full["train_micro_batch_size_per_gpu"], full["gradient_accumulation_steps"]) == (4, 2)
+    assert completed({"train_batch_size": 15}, batch_size=4, **rest)["gradient_accumulation_steps"] == 1
 
 
 def test_loss_scaling_fills_only_what_the_configuration_leaves_open():

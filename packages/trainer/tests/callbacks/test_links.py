@@ -1,8 +1,10 @@
+import errno
 import os
 import shutil
 
 import pytest
 
+from fulmen.fabric.errors import CheckpointError
 from fulmen.trainer.callbacks.links import keep_for_link, link_or_copy
 
 
@@ -90,3 +92,18 @@ def test_what_a_symbolic_link_leads_to_takes_its_place_rather_than_go(is_folder,
     assert sorted(os.listdir(tmp_path)) == ["b", "last"]
     assert not os.path.islink(last)
     assert (tmp_path / "last" / "part" if is_folder else tmp_path / "last").read_text() == "a"
+
+
+@pytest.mark.parametrize("give", [link_or_copy, keep_for_link])
+def test_a_disk_that_fails_is_told_with_the_path(give, tmp_path, monkeypatch):
+    (tmp_path / "a.ckpt").write_text("a")
+    (tmp_path / "last.ckpt").symlink_to("a.ckpt")
+
+    def broken(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt' could not be written: Read-only file system"):
+        give(str(tmp_path / "a.ckpt"), str(tmp_path / "last.ckpt"))
+    assert sorted(os.listdir(tmp_path)) == ["a.ckpt", "last.ckpt"]
+    assert (tmp_path / "last.ckpt").read_text() == "a"

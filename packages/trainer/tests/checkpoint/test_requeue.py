@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fulmen.trainer import Callback, seed_everything
 from fulmen.trainer.checkpoint.requeue import Requeue
 from fulmen.trainer.demos import BoringModel
 from fulmen.trainer.errors import InterruptedBySignal
+from fulmen.trainer.run import signals
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SLURM and its signals are not there")
 
@@ -145,6 +147,26 @@ def test_sigterm_keeps_no_hpc_checkpoint_and_requeues_nothing(quick: Any, job: A
     fit(quick, after=2, signum=signal.SIGTERM)
     assert job.said() == []
     assert list(tmp_path.glob("hpc*")) == []
+
+
+def test_a_job_whose_processes_have_not_met_is_put_back_too(
+    quick: Any, job: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Waits(BoringModel):
+        def configure_callbacks(self) -> Any:  # asked before the others are met, as what takes long there
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(60)
+            return []
+
+    job()
+    monkeypatch.setattr(signals, "_SET_UP_WITHIN_S", 0.0)
+    began_s = time.monotonic()
+    with pytest.raises(InterruptedBySignal) as caught:
+        quick(max_steps=4).fit(Waits())
+    assert time.monotonic() - began_s < 60
+    assert caught.value.signum == signal.SIGUSR1
+    assert job.said() == ["requeue 77"]
+    assert list(tmp_path.glob("*.ckpt")) == []  # there was nothing to keep
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -74,6 +74,15 @@ def test_asking_for_the_last_changes_nothing(source, length, limit, asks):
     assert seen == list(ends(range(length), limit))
 
 
+@given(sources, counts, limits, st.booleans())
+def test_an_end_that_is_known_says_which_batch_is_the_last(source, length, limit, indexed):
+    fetcher = Fetcher(source(list(range(length))), limit, indexed=indexed)
+    for _ in fetcher:
+        known = fetcher.end
+        assert known is None or (fetcher.count >= known) == fetcher.is_last
+    assert fetcher.end == fetcher.count or fetcher.count == limit
+
+
 @given(counts, counts)
 def test_a_source_is_not_touched_after_its_limit(length, limit):
     source = Unsized(range(length))

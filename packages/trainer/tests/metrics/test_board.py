@@ -494,6 +494,18 @@ def test_a_value_of_one_step_is_sent_once(run_type):
     assert run.logger.rows == ["step=1: always=1.0, rarely=5.0, epoch=0.0", "step=3: always=3.0, epoch=0.0"]
 
 
+def test_a_stage_that_an_error_ends_has_shown_its_last_values():
+    board = MetricsBoard()
+    with pytest.raises(SystemExit), board.inside(Stage.TRAIN):  # noqa: PT012  # as a signal ends it
+        board.hook, board.rule = "training_step", STEP
+        board.begin_epoch()
+        board.begin_batch(None, 0)
+        board.log("a", torch.tensor(2.0))
+        raise SystemExit
+    assert board.state_dict()["shown"]["callback"] == {"a": 2.0}
+    assert board.callback_metrics == {"a": 2.0}
+
+
 def test_what_evaluation_shows_can_be_changed_outside(run_type):
     run = run_type({"validation_step": lambda board, e, i, k: board.log("a", torch.tensor(1.0), on_step=True)})
     run.evaluate(Stage.VALIDATE, [2])

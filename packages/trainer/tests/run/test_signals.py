@@ -2,14 +2,22 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
+from concurrent.futures.process import BrokenProcessPool
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
+from fulmen.trainer import Trainer
+from fulmen.trainer.callbacks import ModelCheckpoint
+from fulmen.trainer.demos import BoringModel, RandomDataset
 from fulmen.trainer.errors import InterruptedBySignal
 from fulmen.trainer.run import signals as module
 from fulmen.trainer.run.signals import Signals
@@ -126,6 +134,24 @@ def test_who_is_told_to_end_while_the_others_come_goes_on_to_where_all_stop():
         signals.finish()
 
 
+def test_ctrl_c_leaves_no_module_half_imported(tmp_path, monkeypatch):
+    source = "import signal\nsignal.raise_signal(signal.SIGINT)\nwhole = True\n"
+    (tmp_path / "imported_in_setup.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    signals, found = Signals(), []
+    try:
+        with pytest.raises(KeyboardInterrupt), signals.listening():  # noqa: PT012  # what raises is the last line
+            with signals.setting_up():
+                import imported_in_setup
+
+                found.append(imported_in_setup.whole)
+            signals.begin_next()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert found == [True]
+
+
 def test_outside_the_main_thread_nothing_is_caught_and_all_goes_on():
     before, went_on = signal.getsignal(signal.SIGTERM), []
 
@@ -214,15 +240,96 @@ def test_a_forked_process_takes_the_handler_of_the_user_and_not_that_of_its_pare
     assert not parent.caught
 
 
-def test_a_process_that_a_step_forked_heeds_sigterm_as_ever():
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_process_that_user_code_forked_heeds_sigterm_as_ever(place):
     signals = Signals()
     with signals.listening():
-        signals.begin_next()
-        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        signals.place = place  # `prepare_data` and `setup` come before the first one
+        is_there = multiprocessing.Pipe(duplex=False)
+
+        def work():
+            is_there[1].send(True)
+            time.sleep(600)
+
+        process = multiprocessing.get_context("fork").Process(target=work)
         process.start()
+        is_there[0].recv()  # Python forgets what comes in the midst of a fork
         process.terminate()
-        process.join(30)
+        process.join(100)
         exit_code = process.exitcode
         process.kill()
     assert exit_code == -signal.SIGTERM
     assert not signals.caught
+
+
+def test_a_process_that_this_one_starts_for_the_run_keeps_what_it_hears():
+    signals = Signals()
+    with signals.listening(only_starts=True):
+        pid = os.fork()
+        if pid == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0 if signals.caught == signal.SIGTERM else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert not signals.caught
+
+
+def exit_code_of(function):
+    """Of a forked process in a group of its own, which runs the function."""
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            os.setsid()
+            torch.set_num_threads(1)
+            function()
+            code = 0
+        except SystemExit as error:
+            code = error.code
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_who_is_set_up_in_code_of_c_ends_too():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+
+        def wait_for_the_others():
+            signals = Signals()
+            with signals.listening(), signals.setting_up():
+                os.kill(os.getpid(), signal.SIGTERM)
+                timeout = timedelta(seconds=90)
+                torch.distributed.TCPStore("127.0.0.1", silent.getsockname()[1], 2, is_master=False, timeout=timeout)
+
+        assert exit_code_of(wait_for_the_others) == 143
+
+
+class TellsAll(BoringModel):
+    """The whole group gets the signal, workers of the loader and a pool as well."""
+
+    lost = False
+
+    def train_dataloader(self):
+        return DataLoader(RandomDataset(32, 64), num_workers=2)
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx == 2:
+            os.killpg(os.getpgrp(), signal.SIGTERM)
+            time.sleep(0.5)  # for workers to end, if they do
+            if self.lost:
+                raise BrokenProcessPool
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_signal_to_the_whole_group_takes_no_worker_from_the_batch_in_work(lost, tmp_path):
+    def fit():
+        module = TellsAll()
+        module.lost = lost
+        flags = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
+        kept = ModelCheckpoint(tmp_path, every_n_train_steps=1000)
+        Trainer(accelerator="cpu", callbacks=[kept], default_root_dir=tmp_path, **flags).fit(module)
+
+    assert exit_code_of(fit) == 143
+    assert [path.name for path in tmp_path.rglob("*.ckpt")] == ([] if lost else ["stopped.ckpt"])

@@ -83,6 +83,11 @@ class WithoutOptimizer(Net):
         return None
 
 
+class WithOptimizer(Net):
+    def configure_optimizers(self):
+        pytest.fail("the configuration has an optimizer")
+
+
 def loader(batch_size=2):
     torch.manual_seed(1)
     inputs = torch.randn(SAMPLES, 3)
@@ -262,15 +267,21 @@ def the_configuration_names_the_optimizer(n, folder):
         "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 10, "warmup_max_lr": 0.1}},
     }
     run = trainer(n, folder, DeepSpeedStrategy(config=config))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the module returns none
-        run.fit(WithoutOptimizer(), loader())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.fit(WithOptimizer(), loader())
+    told = [str(one.message) for one in caught if "configure_optimizers" in str(one.message)]
+    assert len(told) == (run.global_rank == 0)
+    assert all("WithOptimizer.configure_optimizers() is not called" in one and "whose SGD steps" in one for one in told)
+    assert run.lr_scheduler_configs == []
+    assert len(run.optimizers) == 1
     before = Net().state_dict()
     assert not torch.equal(whole(run)["net.0.weight"], before["net.0.weight"])
     assert run.global_step == 2 * -(-SAMPLES // (2 * n))
     assert run.strategy.deepspeed_engine.train_micro_batch_size_per_gpu() == 2
-    with pytest.raises(ConfigurationError, match=r"Net\.configure_optimizers\(\).*section 'optimizer'"):
-        trainer(n, folder, DeepSpeedStrategy(config=config)).fit(Net(), loader())
+    scheduled = {name: config[name] for name in ("zero_optimization", "scheduler")}
+    with pytest.raises(ConfigurationError, match=r"Net\.configure_optimizers\(\) contradicts.*section 'scheduler'"):
+        trainer(n, folder, DeepSpeedStrategy(config=scheduled)).fit(Net(), loader())
     with pytest.raises(ConfigurationError, match=r"returned no optimizer"):
         trainer(n, folder).fit(WithoutOptimizer(), loader())
 

@@ -7,11 +7,15 @@ it wait for half an hour. Whoever fails must not hold up the others for that lon
 from __future__ import annotations
 
 import faulthandler
+import multiprocessing
 import os
 import sys
 import threading
 import time
 from types import TracebackType
+
+_LOOK_EVERY_S = 0.2
+_POOL_ENDS_WITHIN_S = 1.5
 
 
 class _Deadline:
@@ -51,6 +55,60 @@ def exit_no_more() -> None:
         faulthandler.cancel_dump_traceback_later()
     elif _Deadline.timer is not None:
         _Deadline.timer.cancel()
+
+
+def end_children() -> None:
+    """Ask the processes that this one has started by `multiprocessing` to end: pools, and workers of loaders."""
+    for process in multiprocessing.active_children():
+        process.terminate()
+
+
+class _Told:
+    """Which process was told to end; a forked one was not."""
+
+    pid = 0
+
+
+def end_despite_pools(exit_code: int) -> None:
+    """The program was told to end. When Python has come to its end and waits for a pool that works on, end that.
+
+    Python waits for a pool until all it was given is done, and for ever if a process of it was killed.
+
+    Args:
+        exit_code: With which this process ends if it cannot be helped otherwise.
+    """
+    if _Told.pid == os.getpid():
+        return
+    _Told.pid = os.getpid()
+    threading.Thread(target=_end_pools, args=(exit_code,), name="fulmen-ending", daemon=True).start()
+
+
+def _end_pools(exit_code: int) -> None:
+    while not (_waits_for_pool() and multiprocessing.active_children()):
+        time.sleep(_LOOK_EVERY_S)
+    end_children()
+    end_s = time.monotonic() + _POOL_ENDS_WITHIN_S
+    while time.monotonic() < end_s:
+        time.sleep(_LOOK_EVERY_S)
+        if not _waits_for_pool():
+            return
+    for process in multiprocessing.active_children():
+        process.kill()
+    os._exit(exit_code)
+
+
+def _waits_for_pool() -> bool:
+    """Is the main thread where Python waits for processes at its end, and no user code below it?"""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    modules: list[str] = []
+    while frame is not None:
+        modules.append(frame.f_globals.get("__name__", ""))
+        frame = frame.f_back
+    return modules[-1:] in (["threading"], ["multiprocessing.util"]) and any(map(_of_processes, modules))
+
+
+def _of_processes(module: str) -> bool:
+    return module.partition(".")[0] == "multiprocessing" or module == "concurrent.futures.process"
 
 
 class _Shown:

@@ -261,6 +261,8 @@ class Fabric:
         check_flag("fabric.setup", "move_to_device", move_to_device)
         check_wrappable("setup", nn.Module, module)
         check_wrappable("setup", Optimizable, *optimizers)
+        if optimizers:
+            self._precision.check_training(self.device.type, "fabric.setup(module, optimizer)")
         warn_about_strangers(module, optimizers)
         original = self._precision.convert_module(unwrap_compiled(module))
         if move_to_device:
@@ -306,6 +308,7 @@ class Fabric:
                 " Pass at least one, as in `fabric.setup_optimizers(optimizer)`."
             )
         check_wrappable("setup_optimizers", Optimizable, *optimizers)
+        self._precision.check_training(self.device.type, "fabric.setup_optimizers(optimizer)")
         wrapped = tuple(
             FabricOptimizer(self._strategy.setup_optimizer(one), self._strategy, self._callbacks) for one in optimizers
         )

@@ -36,6 +36,16 @@ UPLOAD_NAME = "fulmen-upload"
 # What this process has written aside and could not remove, as where permission was taken away meanwhile.
 _UNREMOVED: set[Path] = set()
 _NO_FILE = "it is a pipe or a device, and no file"
+# What a storage answers that is broken, full, or gone; all else is that of a system which syncs no folders.
+_FAILURES = {
+    getattr(errno, name)
+    for name in ("EIO", "ENOSPC", "EDQUOT", "EROFS", "ENXIO", "ENODEV", "ESTALE", "EREMOTEIO")
+    if hasattr(errno, name)
+}
+
+
+class NotDurableError(OSError):
+    """What was written stands in its place, and the storage failed to say that it stays there after a power cut."""
 
 
 def is_local(path: PathLike) -> bool:
@@ -206,6 +216,7 @@ def atomic_open(path: PathLike, mode: str = "wb", **kwargs: Any) -> Iterator[IO[
 
     Raises:
         OSError: If the disk is full, or the folder is not writable.
+        NotDurableError: If the storage failed after the new file had taken the place of another.
     """
     if "b" not in mode:
         kwargs.setdefault("encoding", "utf-8")
@@ -256,13 +267,26 @@ def _atomic_local(path: Path, mode: str, kwargs: dict[str, Any]) -> Iterator[IO[
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _move(temporary, path)
     except BaseException:
         if is_open or os.path.lexists(temporary):
             _UNREMOVED.add(temporary)
         _remove_what_is_left()
         raise
-    sync_dir(path.parent)
+
+
+def _move(temporary: Path, path: Path) -> None:
+    is_new = not os.path.lexists(path)
+    os.replace(temporary, path)
+    try:
+        sync_dir(path.parent)
+    except OSError as error:
+        if is_new:
+            with suppress(OSError):
+                os.replace(path, temporary)
+        if os.path.lexists(temporary):
+            raise
+        raise NotDurableError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 @atexit.register
@@ -287,14 +311,21 @@ def temporary_beside(path: Path) -> Path:
 
 
 def sync_dir(folder: PathLike) -> None:
-    """Make a rename in `folder` survive a power cut, where the system can."""
+    """Make a rename in `folder` survive a power cut, where the system can.
+
+    Raises:
+        OSError: If the storage fails.
+    """
     # Windows opens no folders, and some network file systems sync none.
-    with suppress(OSError):
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:
+        if error.errno is not None and error.errno in _FAILURES:
+            raise OSError(error.errno, os.strerror(error.errno), os.fspath(folder)) from error
 
 
 def sanitize_name(name: str) -> str:

@@ -74,7 +74,15 @@ def test_a_batch_is_cut_into_equal_parts_as_many_as_asked_for_or_fewer(micro_bat
 
 @given(st.integers(2, 6), st.integers(1, 4), st.integers(1, 32), st.sampled_from(SCHEDULES))
 def test_stages_are_shared_out_once_and_waiting_shrinks_with_more_parts(size, each, micro_batches, schedule):
-    pipeline = Pipeline([f"b{place}" for place in range(size * each - 1)], micro_batches, schedule)
+    points = [f"b{place}" for place in range(size * each - 1)]
+    is_v_shaped = schedule in ("ZBVZeroBubble", "DualPipeV")
+    if is_v_shaped and each != 2:
+        with pytest.raises(ConfigurationError, match=r"has two|does not fit the \d+ stages"):
+            Pipeline(points, 4 * size * each, schedule).size(size)
+        return
+    if schedule == "DualPipeV":
+        micro_batches += 2 * size
+    pipeline = Pipeline(points, micro_batches, schedule)
     if each > 1 and not pipeline.loops:
         with pytest.raises(ConfigurationError, match=f"{schedule}.*each process has one stage"):
             pipeline.size(size)
@@ -82,6 +90,12 @@ def test_stages_are_shared_out_once_and_waiting_shrinks_with_more_parts(size, ea
     assert pipeline.size(size) == size
     stages = [stage for place in range(size) for stage in pipeline.stages_on(place, size)]
     assert sorted(stages) == list(range(pipeline.num_stages))
+    assert all(
+        place == pipeline.place_of(stage, size) for place in range(size) for stage in pipeline.stages_on(place, size)
+    )
+    assert pipeline.place_of(-1, size) == (0 if is_v_shaped else size - 1)
+    turns = sum(pipeline.place_of(one, size) == pipeline.place_of(one + 1, size) for one in range(2 * size - 1))
+    assert turns == is_v_shaped or each == 1  # of what follows, only the turn of a V is on one process
     assert 0 < pipeline.bubble(size, micro_batches + 1) < pipeline.bubble(size) < 1
     assert pipeline.schedule_for(4 * size, size) == schedule
 
@@ -89,6 +103,7 @@ def test_stages_are_shared_out_once_and_waiting_shrinks_with_more_parts(size, ea
 def test_a_ragged_batch_takes_a_schedule_that_can_do_with_it():
     assert Pipeline(["b", "c"], 4).schedule_for(2, 3) == "GPipe"
     assert Pipeline(["b", "c", "d"], 8, "Interleaved1F1B").schedule_for(5, 2) == "LoopedBFS"
+    assert Pipeline(["b", "c", "d"], 8, "DualPipeV").schedule_for(3, 2) == "ZBVZeroBubble"
 
 
 @pytest.mark.parametrize("schedule", ["Interleaved1F1B", "LoopedBFS", "InterleavedZeroBubble"])
@@ -134,6 +149,9 @@ def test_what_is_no_place_to_cut_is_refused(points, says):
         ((["b", "c", "b"], 4), ConfigurationError, r"names 'b' twice"),
         ((["b"], 0), ConfigurationError, r"micro_batches=0\) is no number of parts"),
         ((["b"], 4, "1f1b"), ConfigurationError, r"schedule='1f1b'\) is unknown \(did you mean '1F1B'\?\)"),
+        ((["b"], 4, "ZBVZeroBubble"), ConfigurationError, r"has 2 stages. .* at least two processes"),
+        ((["b", "c"], 4, "DualPipeV"), ConfigurationError, r"has 3 stages. .* an odd number of split points"),
+        ((["b", "c", "d"], 3, "DualPipeV"), ConfigurationError, r"micro_batches=3, .* fewer micro-batches than its 4"),
     ],
 )
 def test_a_pipeline_that_cannot_be_is_refused(arguments, kind, says):
@@ -152,6 +170,11 @@ def test_a_pipeline_that_cannot_be_is_refused(arguments, kind, says):
             ConfigurationError,
             "no proc",
         ),
+        (
+            {"pipeline": Pipeline(["b", "c", "d"], 4, "ZBVZeroBubble"), "pipeline_parallel_size": 4},
+            ConfigurationError,
+            r"=4\) does not fit the 4 stages .* each process has two stages. Pass pipeline_parallel_size=2",
+        ),
     ],
 )
 def test_what_does_not_go_with_a_pipeline_is_refused_at_once(arguments, kind, says):
@@ -163,7 +186,6 @@ def test_what_does_not_go_with_a_pipeline_is_refused_at_once(arguments, kind, sa
     ("pipeline", "says"),
     [
         (Pipeline(["b", "c"], 4), r"pipeline_parallel_size=3, .* does not fit 4 .* multiple of 3 processes"),
-        (Pipeline(["b"], 4, "InterleavedZeroBubble"), r"does not go with 2 processes along the data axes"),
     ],
 )
 def test_a_pipeline_that_does_not_fit_the_processes_is_refused_before_one_starts(pipeline, says):

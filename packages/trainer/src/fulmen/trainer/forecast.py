@@ -1,6 +1,7 @@
 """`Trainer.plan`: what a fit would take, on machines that need not exist. Nothing is trained."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from fulmen.fabric.forecast.figures import Forecast
 from fulmen.fabric.forward_redirect import call_through_forward
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.precision.catalog import PRECISIONS, make_precision
+from fulmen.fabric.strategies.parallel import ParallelStrategy
 from fulmen.fabric.strategies.single_device import SingleDeviceStrategy
 from fulmen.trainer._typing import Trainer
 from fulmen.trainer.connectors.data import attach_data
@@ -54,7 +56,11 @@ def forecast_of_fit(
     def step(module: Any, batch: Any) -> Tensor:
         # Strategies that gather parameters do so in forward.
         arguments = (batch, 0) if _takes_index(module) else (batch,)
-        found = call_through_forward(module, module, module.training_step, *arguments)
+        module.attach(trainer, _Nowhere())
+        try:
+            found = call_through_forward(module, module, module.training_step, *arguments)
+        finally:
+            module.detach()  # whoever copies the module does not copy the run
         loss = found["loss"] if isinstance(found, Mapping) else found
         if not isinstance(loss, Tensor):
             raise ConfigurationError(
@@ -70,20 +76,35 @@ def forecast_of_fit(
     dataset = getattr(loader, "dataset", None)
     limited = trainer.limit_train_batches not in (None, 1.0) or trainer.overfit_batches
     countable = hasattr(dataset, "__len__") and hasattr(loader, "batch_size") and not limited
-    return make_forecast(
-        shell,
-        strategy=strategy,
-        devices=wanted[0],
-        num_nodes=wanted[1],
-        precision=_on_cpu(trainer.strategy.precision_plugin),
-        batch=batch,
-        step=step,
-        optimizers=optimizers,
-        num_samples=len(dataset) if countable else None,  # type: ignore[arg-type]  # just asked
-        batch_size=getattr(loader, "batch_size", None),
-        accumulate=trainer.accumulate_grad_batches,
-        max_norm=_norm_to_clip_to(trainer),
-    )
+    with _told_of(strategy, *wanted):
+        return make_forecast(
+            shell,
+            strategy=strategy,
+            devices=wanted[0],
+            num_nodes=wanted[1],
+            precision=_on_cpu(trainer.strategy.precision_plugin),
+            batch=batch,
+            step=step,
+            optimizers=optimizers,
+            num_samples=len(dataset) if countable else None,  # type: ignore[arg-type]  # just asked
+            batch_size=getattr(loader, "batch_size", None),
+            accumulate=trainer.accumulate_grad_batches,
+            max_norm=_norm_to_clip_to(trainer),
+        )
+
+
+@contextmanager
+def _told_of(strategy: Any, devices: int, num_nodes: int) -> Iterator[None]:
+    """Inside, the strategy of the run answers as on these machines: a step may ask it for its part of a sequence."""
+    if not isinstance(strategy, ParallelStrategy):
+        yield
+        return
+    before = strategy.parallel_devices, strategy.num_nodes
+    strategy.parallel_devices, strategy.num_nodes = [torch.device("cpu")] * devices, num_nodes
+    try:
+        yield
+    finally:
+        strategy.parallel_devices, strategy.num_nodes = before
 
 
 def _norm_to_clip_to(trainer: Trainer) -> float | None:

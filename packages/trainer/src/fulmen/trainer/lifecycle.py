@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from fulmen.fabric.class_names import class_name
+from fulmen.fabric.ending import end_despite_pools
 from fulmen.fabric.rank_zero import rank_zero_info
 from fulmen.trainer.checkpoint import restore
 from fulmen.trainer.checkpoint.durable import settle
@@ -52,6 +54,7 @@ class Plan:
         weights_only: As for `torch.load`; None is True.
         load_loops: Takes the saved loops, and what only our checkpoints hold.
         save_stopped: Keeps what a signal has stopped.
+        put_back: Puts the job back into the queue, where one of `also_hears` ended the run before it had begun.
         also_hears: Signals that stop the run beside the usual ones.
         log_dir: Says where reports go; asked in all processes.
         fetch: Brings a checkpoint that is elsewhere here, and says where it is then.
@@ -68,6 +71,7 @@ class Plan:
     fetch: Callable[[str], str] | None = None
     take_note: Callable[[str | None], None] | None = None
     save_stopped: Callable[[], None] | None = None
+    put_back: Callable[[], None] | None = None
     also_hears: tuple[int, ...] = ()
     log_dir: Callable[[], str | None] | None = None
     asks_for_callbacks: bool = True
@@ -94,6 +98,9 @@ def run(context: RunContext, plan: Plan) -> Any:
         with passing_on, _global_settings(context), state.inside(_FIRST_STAGE[plan.entry]):
             answer = _run(context, plan)
             state.status = Status.FINISHED
+    except InterruptedBySignal as error:
+        end_despite_pools(128 + error.signum)
+        raise
     except KeyboardInterrupt:
         end_on_ctrl_c()
     return answer
@@ -273,10 +280,11 @@ def _end(context: RunContext, plan: Plan, done: _Done) -> None:
 def _is_consequence(error: Exception, context: RunContext) -> bool:
     """Does this error come from the signal that the others got too?
 
-    Other processes have ended first, and the batch in work could not be done without them; or a terminal's Ctrl-C has
-    ended the workers of a loader.
+    Other processes have ended first, and the batch in work could not be done without them; or what came to all
+    processes of a terminal or a job has ended the workers of a loader, or of the user's pool.
     """
-    return context.strategy.world_size > 1 or "DataLoader worker" in str(error)
+    lost = isinstance(error, BrokenExecutor) or "DataLoader worker" in str(error)
+    return lost or context.strategy.world_size > 1
 
 
 def _teardowns(context: RunContext, plan: Plan) -> list[Callable[[], Any]]:
@@ -312,6 +320,8 @@ def _fail(context: RunContext, plan: Plan, error: BaseException, done: _Done) ->
     told: list[Callable[[], Any]] = [partial(settle, context)]
     if context.signals.stopped and plan.save_stopped is not None:
         told.append(plan.save_stopped)
+    elif isinstance(error, InterruptedBySignal) and error.signum in plan.also_hears and not context.signals.place:
+        told += [plan.put_back] if plan.put_back is not None else []  # the others may not be there: nothing is saved
     for group in (Listener.CALLBACKS, Listener.DATAMODULE):
         told += [partial(call, error) for call in hooks.calls(group, "on_exception")]
     told.append(partial(settle, context))

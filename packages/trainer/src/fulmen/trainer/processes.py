@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fulmen.fabric.ending import end_despite_pools
 from fulmen.trainer.checkpoint.dump import callback_states
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.core.needs import COMPILED
@@ -56,13 +57,14 @@ def launch(trainer: TrainerProperties, function: Callable[[], Any], module: Ligh
         _ = asked(logger, "version")  # taken here, it is the same in all processes, this one included
     try:
         # This process only waits: those that work hear of a signal through it, and end in good order.
-        with signals.listening(pass_on=launcher.kill):
+        with signals.listening(pass_on=launcher.kill, only_starts=True):
             outcome = launcher.launch(_run_away, trainer, function, module)
     except BaseException as error:
         trainer.state.status = Status.INTERRUPTED
         if isinstance(error, KeyboardInterrupt) or signals.caught == signal.SIGINT:
             return end_on_ctrl_c()
         if signals.caught:
+            end_despite_pools(128 + signals.caught)
             raise ending(signals.caught) from error
         raise
     return _come_home(trainer, module, outcome)

@@ -441,6 +441,7 @@ class Trainer(TrainerProperties):
         attach_data(self.context.data, module, entry, loaders, datamodule)
         check_entry_point(module, self.context.data, entry, self.settings)
         if entry is EntryPoint.FIT:
+            self.strategy.precision_plugin.check_training(self.strategy.root_device.type, "Trainer.fit(...)")
             self.strategy.check_fit(module, self.settings)
             check_callbacks(self.callbacks, self.strategy)
             source = self.context.data.source(Stage.TRAIN)
@@ -452,7 +453,8 @@ class Trainer(TrainerProperties):
         self.fit_loop.restored = None  # an earlier run may have failed before it went on from its checkpoint
         plan = lifecycle.Plan(entry, module, work, choice, weights_only, self._load_loops)
         plan = replace(plan, save_stopped=self._save_stopped, log_dir=self._find_log_dir)
-        plan = replace(plan, also_hears=() if self._requeue is None else (self._requeue.signum,))
+        if self._requeue is not None:
+            plan = replace(plan, also_hears=(self._requeue.signum,), put_back=self._put_back)
         plan = replace(plan, fetch=self._fetch_checkpoint, take_note=partial(setattr, self, "ckpt_path"))
         return launch(self, partial(lifecycle.run, self.context, plan), module)
 
@@ -490,11 +492,14 @@ class Trainer(TrainerProperties):
                 requeue.mark(checkpoint)
                 self._save(checkpoint, hpc_path)
                 rank_zero_info(f"Saved to {hpc_path}.")
-            if self.is_global_zero:
-                requeue.put_back()
+            self._put_back()
         elif keeps and (path := stopped_path(self.callbacks, trainer=self)) is not None:
             self.save_checkpoint(path)
             rank_zero_info(f"Saved to {path}. Trainer.fit(..., ckpt_path={path!r}), or 'last', goes on from there.")
+
+    def _put_back(self) -> None:
+        if self._requeue is not None and self.is_global_zero:
+            self._requeue.put_back()
 
     def _loop_states(self) -> dict[str, Any]:
         return {

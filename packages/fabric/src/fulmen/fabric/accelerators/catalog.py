@@ -9,7 +9,7 @@ from fulmen.fabric.accelerators.base import Accelerator
 from fulmen.fabric.accelerators.cpu import CPUAccelerator
 from fulmen.fabric.accelerators.cuda import CUDAAccelerator
 from fulmen.fabric.accelerators.mps import MPSAccelerator
-from fulmen.fabric.accelerators.xla import XLAAccelerator
+from fulmen.fabric.accelerators.xla import XLAAccelerator, has_only_virtual_devices
 from fulmen.fabric.registry import Registry
 
 
@@ -62,8 +62,12 @@ def best_gpu() -> str | None:
 
 
 def best_available() -> str:
-    """The name that "auto" stands for here: a TPU or GPU if there is one, or else the CPU."""
-    return next((kind.name() for kind in _PREFERRED if kind.is_available()), CPUAccelerator.name())
+    """The name that "auto" stands for here: a TPU or GPU if there is one, or else the CPU.
+
+    XLA devices that are made of the CPU are taken by name only: wherever torch_xla is installed, they are there.
+    """
+    kinds = _GPUS if has_only_virtual_devices() else _PREFERRED
+    return next((kind.name() for kind in kinds if kind.is_available()), CPUAccelerator.name())
 
 
 def available_accelerators() -> list[str]:

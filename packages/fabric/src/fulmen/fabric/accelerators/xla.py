@@ -25,12 +25,17 @@ def num_xla_devices() -> int:
     """
     if not is_installed("torch_xla"):
         return 0
-    if os.environ.get("PJRT_DEVICE", "").upper() == "CPU":
+    if has_only_virtual_devices():
         text = os.environ.get("CPU_NUM_DEVICES", "1")
         return int(text) if text.isdecimal() else 0
     tpu: Any = require("torch_xla._internal.tpu", purpose="XLAAccelerator", pip="torch_xla")
     # First the chips, which are found on the PCI bus: without any, the other call would ask a server of Google Cloud.
     return int(tpu.num_available_devices()) if tpu.num_available_chips() > 0 else 0
+
+
+def has_only_virtual_devices() -> bool:
+    """Are the XLA devices made of the CPU? torch_xla itself decides so, when it is imported, where it finds no TPU."""
+    return os.environ.get("PJRT_DEVICE", "").upper() == "CPU"
 
 
 class XLAAccelerator(Accelerator):

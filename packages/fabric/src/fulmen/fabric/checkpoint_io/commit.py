@@ -23,6 +23,7 @@ from fulmen.fabric.checkpoint_io.exchange import replace_folder
 from fulmen.fabric.checkpoint_io.linux_calls import begin_to_sync
 from fulmen.fabric.errors import CheckpointError
 from fulmen.fabric.filesystem import (
+    NotDurableError,
     atomic_open,
     is_local,
     join,
@@ -45,7 +46,8 @@ def commit(path: PathLike, write: Callable[[IO[bytes]], None]) -> int:
     """Let `write` fill a file that then appears at `path`; the folder is made. Returns the file's size in bytes.
 
     `write` gets the open file itself, so nothing is held in memory a second time. On any error, what was at `path`
-    before is unchanged and nothing is left beside it.
+    before is unchanged and nothing is left beside it; but for a storage that fails when all is written, and the new
+    file has taken the place of another: then one of the two is there, whole.
 
     Raises:
         CheckpointError: If the storage fails: no space, no permission, no such device. Other errors of `write` pass.
@@ -131,6 +133,24 @@ class FolderAside:
                     remove(join(self.place, name))
 
 
+def remove_saved(path: PathLike) -> None:
+    """Remove the checkpoint `path`, a file or folder; nothing happens if there is none.
+
+    Raises:
+        CheckpointError: If the storage fails.
+    """
+    try:
+        remove(path)
+    except Exception as error:
+        if not _is_of_storage(path, error):
+            raise
+        free = _free_space(Path(local_path(path)).absolute().parent) if is_local(path) else ""
+        raise CheckpointError(
+            f"The checkpoint {os.fspath(path)!r} could not be removed: {_reason(error)}{free}. It is no longer needed,"
+            " and all others are as they were. Look after the disk or the permissions, and remove it by hand."
+        ) from error
+
+
 class _Written:
     """How much of a checkpoint is written, and what went wrong."""
 
@@ -182,10 +202,19 @@ def storage_failures(path: PathLike) -> Iterator[_Written]:
     except Exception as error:
         # torch wraps what the file raises in an error of its own.
         cause = written.failure or error
-        is_storage = isinstance(cause, OSError) or (not is_local(path) and _is_of_a_client(cause))
-        if not is_storage or isinstance(cause, CheckpointError):
+        if not _is_of_storage(path, cause):
             raise
         raise _storage_error(path, written.num_bytes, cause) from error
+
+
+def _is_of_storage(path: PathLike, cause: BaseException) -> bool:
+    if isinstance(cause, CheckpointError):
+        return False
+    return isinstance(cause, OSError) or (not is_local(path) and _is_of_a_client(cause))
+
+
+def _reason(cause: BaseException) -> str:
+    return (isinstance(cause, OSError) and cause.strerror) or str(cause) or type(cause).__name__
 
 
 def _is_of_a_client(error: BaseException) -> bool:
@@ -194,7 +223,7 @@ def _is_of_a_client(error: BaseException) -> bool:
 
 
 def _storage_error(path: PathLike, num_bytes: int, cause: BaseException) -> CheckpointError:
-    reason = (isinstance(cause, OSError) and cause.strerror) or str(cause) or type(cause).__name__
+    reason = _reason(cause)
     if isinstance(cause, (FileExistsError, NotADirectoryError)) and cause.filename is not None:
         reason = f"{reason}: {os.fspath(cause.filename)!r} is a file"
     happened = f"The checkpoint {os.fspath(path)!r} could not be written: {reason}, after {num_bytes} bytes"
@@ -206,6 +235,12 @@ def _storage_error(path: PathLike, num_bytes: int, cause: BaseException) -> Chec
             " set TMPDIR to a folder with room for one checkpoint, or pass a path that can be written to."
         )
     folder = Path(local_path(path)).parent
+    if isinstance(cause, NotDurableError):
+        return CheckpointError(
+            f"{happened}{_free_space(folder.absolute())}. It stands whole in the place of the one before, and the"
+            " storage failed to say that it stays there: after a power cut, either of the two may be found. Look after"
+            " the disk, and save again."
+        )
     names = ", ".join(repr(file.name) for file in unremoved(folder))
     left = f"only {names} was left, which the next save removes if it may," if names else "nothing was left"
     return CheckpointError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fulmen.fabric.checkpoint_io.linux_calls import exchange_names
@@ -17,30 +18,43 @@ def replace_folder(new: str, path: str) -> None:
 
     Linux exchanges two names in one step. Where the file system cannot, the old folder gets the name `<new>.old` first;
     after a crash between the two steps, `restore_replaced` gives it its name again.
+
+    Raises:
+        OSError: If the storage fails. Both folders have their old names then, as far as it lets them.
     """
     parent = Path(path).parent
     if not os.path.lexists(path):
         os.rename(new, path)
-        sync_dir(parent)
+        with _undone_by(lambda: os.rename(path, new)):
+            sync_dir(parent)
         return
     old = new
     if os.path.isdir(path) and not os.path.islink(path) and exchange_names(new, path):
-        sync_dir(parent)
+        with _undone_by(lambda: exchange_names(new, path)):
+            sync_dir(parent)
     else:
         old = f"{new}.old"
         os.rename(path, old)
-        sync_dir(parent)
-        try:
+        with _undone_by(lambda: os.rename(old, path)):
+            sync_dir(parent)
             os.rename(new, path)
-        except OSError:
-            os.rename(old, path)
-            raise
-        sync_dir(parent)
+            with _undone_by(lambda: os.rename(path, new)):
+                sync_dir(parent)
     if os.path.isdir(old) and not os.path.islink(old):
         shutil.rmtree(old, ignore_errors=True)
     else:
         with suppress(OSError):
             os.remove(old)
+
+
+@contextmanager
+def _undone_by(undo: Callable[[], object]) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        with suppress(OSError):
+            undo()
+        raise
 
 
 def restore_replaced(path: str) -> bool:

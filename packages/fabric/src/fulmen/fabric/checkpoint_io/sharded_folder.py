@@ -42,7 +42,7 @@ class ShardedFolder:
     Raises:
         CheckpointNotFoundError: If there is no sharded checkpoint.
         CheckpointDamagedError: If its description is damaged.
-        CheckpointError: If its description is more than one of tensors and plain data.
+        CheckpointError: If its description is more than one of tensors and plain data, or cannot be read.
     """
 
     def __init__(self, path: PathLike) -> None:
@@ -231,6 +231,8 @@ class ShardedFolder:
                 f"There is no sharded checkpoint {self.path!r}: it has no {name}. The path was looked up as given,"
                 f" relative to {os.getcwd()!r} if it is not absolute. Check the path."
             ) from error
+        except OSError as error:
+            raise self._unreadable(name, 0, error) from error
 
     @contextmanager
     def _open_raw(self, name: str) -> Iterator[tuple[IO[bytes], int]]:
@@ -261,6 +263,8 @@ class ShardedFolder:
                     yield reader
         except FileNotFoundError as error:
             raise self._damaged(name, "it is missing") from error
+        except OSError as error:
+            raise self._unreadable(name, 0, error) from error
 
     @contextmanager
     def _loading(self, name: str, reader: BlockReader) -> Iterator[None]:
@@ -271,11 +275,7 @@ class ShardedFolder:
         except Exception as error:
             cause = reader.failure or error
             if isinstance(cause, OSError):
-                raise CheckpointError(
-                    f"The checkpoint {self.path!r} could not be read: {cause.strerror or cause}, in its part {name!r}"
-                    f" ({reader.num_bytes} bytes). The storage answers so, whatever the content is. Look after the disk"
-                    " or the connection, and load again."
-                ) from error
+                raise self._unreadable(name, reader.num_bytes, cause) from error
             raise self._damaged(name, (str(cause) or type(cause).__name__).splitlines()[0]) from error
 
     def _load_plain(self, name: str, reader: BlockReader, start: int, length: int) -> Any:
@@ -296,6 +296,13 @@ class ShardedFolder:
                 " Loading these would run code from the file. If you trust where it comes from, name them in"
                 " torch.serialization.add_safe_globals."
             ) from error
+
+    def _unreadable(self, part: str, num_bytes: int, cause: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"The checkpoint {self.path!r} could not be read: {cause.strerror or cause}, in its part {part!r}"
+            f" ({num_bytes} bytes). The storage answers so, whatever the content is. Look after the disk, the"
+            " connection or the permissions, and load again."
+        )
 
     def _damaged(self, part: str, reason: str) -> CheckpointDamagedError:
         return CheckpointDamagedError(

@@ -13,7 +13,7 @@ import torch
 
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
 from fulmen.fabric.checkpoint_io.blocks import SealingWriter, VerifyingFile
-from fulmen.fabric.checkpoint_io.commit import commit, storage_failures
+from fulmen.fabric.checkpoint_io.commit import commit, remove_saved, storage_failures
 from fulmen.fabric.checkpoint_io.manifest import (
     MAX_SEAL_NUM_BYTES,
     TAIL_NUM_BYTES,
@@ -25,7 +25,7 @@ from fulmen.fabric.checkpoint_io.manifest import (
 )
 from fulmen.fabric.checkpoint_io.safe import CANNOT_PICKLE, cannot_be_saved, unsafe_classes, unsafe_to_load
 from fulmen.fabric.errors import ArgumentTypeError, CheckpointDamagedError, CheckpointError, CheckpointNotFoundError
-from fulmen.fabric.filesystem import get_filesystem, is_dir, is_local, open_file, remove
+from fulmen.fabric.filesystem import get_filesystem, is_dir, is_local, open_file
 from fulmen.fabric.types import PathLike
 
 # What tensors and plain data name in a pickle of torch; anything else is looked at closely.
@@ -112,8 +112,12 @@ class TorchCheckpointIO(CheckpointIO):
             return checkpoint
 
     def remove_checkpoint(self, path: PathLike) -> None:
-        """Remove the file `path`, or a folder of this name; nothing happens if there is none."""
-        remove(path)
+        """Remove the file `path`, or a folder of this name; nothing happens if there is none.
+
+        Raises:
+            CheckpointError: If the storage fails.
+        """
+        remove_saved(path)
 
 
 def _read(

@@ -1,7 +1,8 @@
 """Random numbers in workers that do not depend on which worker makes a batch, or on what it made before.
 
-Each thing that a worker is asked for takes a seed with it. What is read by index gets one for each batch; of a dataset
-that is read in one order, each worker has a part of its own, and counts what it has made of it.
+Each thing that a worker is asked for takes a seed with it, and whether it stays at a signal. What is read by index gets
+one for each batch; of a dataset that is read in one order, each worker has a part of its own, and counts what it has
+made of it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch.utils.data import Sampler, get_worker_info
 
 from fulmen.fabric.data.parts import keeps_state
+from fulmen.fabric.data.worker_signals import stay, workers_stay
 from fulmen.fabric.seeding import derive_seed
 
 _NUMBER = "number_of_batches"
@@ -51,12 +53,14 @@ class SeededIndices:
         self.indices = indices
         self.seed = seed
 
-    def __reduce__(self) -> tuple[Callable[[Any, int], Any], tuple[Any, int]]:
+    def __reduce__(self) -> tuple[Callable[[Any, int, bool], Any], tuple[Any, int, bool]]:
         # A worker unpickles one batch of indices right before it fetches it, in the same thread.
-        return _seed_and_unwrap, (self.indices, self.seed)
+        return _seed_and_unwrap, (self.indices, self.seed, workers_stay())
 
 
-def _seed_and_unwrap(indices: Any, seed: int) -> Any:
+def _seed_and_unwrap(indices: Any, seed: int, stays: bool) -> Any:
+    if stays:
+        stay()
     seed_generators(seed)
     return indices
 
@@ -107,16 +111,18 @@ class _StreamRequest:
         self.request = request
         self.seeds = seeds
 
-    def __reduce__(self) -> tuple[Callable[[Any, StreamSeeds], Any], tuple[Any, StreamSeeds]]:
-        return _seed_next, (self.request, self.seeds)
+    def __reduce__(self) -> tuple[Callable[[Any, StreamSeeds, bool], Any], tuple[Any, StreamSeeds, bool]]:
+        return _seed_next, (self.request, self.seeds, workers_stay())
 
 
 # In a worker: the iteration that it works for, and how many batches of it it was asked for.
 _asked: tuple[int, int] = (-1, 0)
 
 
-def _seed_next(request: Any, seeds: StreamSeeds) -> Any:
+def _seed_next(request: Any, seeds: StreamSeeds, stays: bool) -> Any:
     global _asked
+    if stays:
+        stay()
     worker = get_worker_info()
     number = 0 if worker is None else worker.id
     iteration, asked = _asked

@@ -53,11 +53,14 @@ class Forecast:
         num_parameters, num_trained: Numbers in the whole module, and those that get gradients.
         shards: Each parameter, the largest first.
         memory_bytes: Of rank 0: "parameters", "buffers", "gradients", "optimizer state", and where a batch was given,
-            "activations" (alive when backward begins) and "exchange" (what strategies hold to communicate, at most).
+            "activations" (alive when backward begins) and "exchange" (what strategies hold to communicate, at most). Of
+            a pipeline, "activations" are the most that its stages keep at one time, and "received" is where they
+            receive.
         traffic: The collectives of one optimizer step.
         checkpoint_bytes: Parameters, buffers and optimizer state of the whole module.
         steps_per_epoch: Optimizer steps; None where the number of samples was not given.
         warnings: What the user should look at.
+        notes: What the figures do not say.
         context: So many neighbours along the data axis share sequences.
     """
 
@@ -75,6 +78,7 @@ class Forecast:
     steps_per_epoch: int | None = None
     warnings: Sequence[str] = ()
     context: int = 1
+    notes: Sequence[str] = ()
 
     @property
     def world_size(self) -> int:
@@ -151,9 +155,10 @@ class Forecast:
     def _warnings(self) -> list[str]:
         lines = [
             textwrap.fill(
-                text, _WIDTH, initial_indent="warning: ", subsequent_indent="         ", break_on_hyphens=False
+                text, _WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False
             )
-            for text in self.warnings
+            for start, texts in (("note: ", self.notes), ("warning: ", self.warnings))
+            for text in texts
         ]
         return ["", *lines] if lines else []
 

@@ -16,7 +16,7 @@ from fulmen.fabric.accelerators.cpu import CPUAccelerator
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.forecast import fake_world, watch
 from fulmen.fabric.forecast.figures import Forecast, Shard, Traffic, ring_bytes, steps_in_epoch
-from fulmen.fabric.forecast.stages import stage_notes, stage_traffic
+from fulmen.fabric.forecast.stages import forecast_stages, stage_notes
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.precision.catalog import make_precision, precision_name
 from fulmen.fabric.registry import Registry
@@ -85,13 +85,13 @@ def make_forecast(
     _set_precision(made, precision)
     world_size = devices * num_nodes
     pipeline = made.pipeline if isinstance(made, ModelParallelStrategy) else None
-    between: list[Traffic] = []
-    notes: list[str] = []
+    in_stages, notes = None, list[str]()
     if isinstance(made, ModelParallelStrategy) and pipeline is not None:
-        along = made.mesh_sizes(num_nodes, devices).of(PIPELINE)
-        notes = stage_notes(module, pipeline, along)
+        sizes = made.mesh_sizes(num_nodes, devices)
         if batch is not None:
-            between = stage_traffic(module, pipeline, step or _summed, batch, along, accumulate)
+            trial = step or _summed
+            in_stages = forecast_stages(module, pipeline, made.plan, sizes, made.precision, trial, batch, accumulate)
+        notes = stage_notes(module, pipeline, sizes.of(PIPELINE), in_stages)
     with ExitStack() as stack:
         if world_size > 1 and isinstance(made, ParallelStrategy):
             stack.enter_context(fake_world.fake_group(world_size))
@@ -112,7 +112,9 @@ def make_forecast(
         context = _context(made)
         tried = batch if pipeline is None else None  # no process runs a whole step
         memory, traffic = _measure(shell, found, tried, step, made, axes, context, accumulate, max_norm)
-        traffic += between
+        if in_stages is not None:
+            memory |= {"activations": in_stages.activations[0], "received": in_stages.received[0]}
+            traffic += in_stages.traffic
         if isinstance(made, DDPStrategy):
             extra = _ddp(shell, world_size, made)
             memory["exchange"] = extra[0]
@@ -137,7 +139,8 @@ def make_forecast(
             traffic=traffic,
             checkpoint_bytes=whole,
             steps_per_epoch=steps,
-            warnings=[*notes, *_warnings(made, shell, axes, devices, num_nodes, num_samples, size, num_data)],
+            warnings=_warnings(made, shell, axes, devices, num_nodes, num_samples, size, num_data),
+            notes=notes,
             context=len(context),
         )
 

@@ -10,7 +10,6 @@ python train.py            rank 0: runs train.py, starts the others, watches the
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from fulmen.fabric.ending import exit_within
+from fulmen.fabric.ending import end_children, exit_within
 from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.errors import ConfigurationError, ProcessFailedError
 from fulmen.fabric.gloo_threads import close_group
@@ -404,8 +403,7 @@ def _print_last(text: str) -> None:
 
 def _exit_now(exit_code: int) -> None:
     sys.stdout.flush()
-    for process in multiprocessing.active_children():
-        process.terminate()  # workers of loaders, which would notice only seconds later
+    end_children()  # workers of loaders would notice only seconds later, and pools never
     os._exit(exit_code if exit_code > 0 else 128 - exit_code)
 
 

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 
-from fulmen.fabric.ending import exit_soon_after
+from fulmen.fabric.ending import end_children, exit_soon_after
 from fulmen.fabric.environments.base import ClusterEnvironment
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError, ProcessFailedError
 from fulmen.fabric.gloo_threads import close_group
@@ -308,6 +308,7 @@ def _work(
         writer.send(_Failed(failure_from_error(rank, error, time.time()), _pickled_or_none(error)))
         sys.stdout.flush()
         sys.stderr.flush()
+        end_children()
         # An unfinished collective would wait for its peers when Python exits, up to half an hour.
         os._exit(1)
 

@@ -81,6 +81,17 @@ class Precision:
         """The type in which matrix products are computed, where the device can."""
         return _COMPUTED_IN.get(self.precision, torch.float32)
 
+    def check_training(self, device_type: str, call: str) -> None:
+        """Refuse to train where nothing good would come of it.
+
+        Args:
+            device_type: "cpu", "cuda", ...
+            call: What the user called, for the error: "Trainer.fit(...)".
+
+        Raises:
+            ConfigurationError: If so.
+        """
+
     def convert_module(self, module: Module) -> Module:
         """The module in the type in which its parameters are held; usually the same object."""
         return module

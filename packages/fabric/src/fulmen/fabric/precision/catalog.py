@@ -61,7 +61,7 @@ def make_precision(name: str, device_type: str, caller: str = "Fabric") -> Preci
             return HalfPrecision(name)
         case "16-mixed" if device_type == "cpu":
             rank_zero_warn(
-                f"{caller}(precision='16-mixed') uses bfloat16, since CPUs do not compute in float16."
+                f"{caller}(precision='16-mixed') uses bfloat16, since CPUs compute in float16 slowly or not at all."
                 " Pass precision='bf16-mixed' to say so."
             )
             return MixedPrecision("bf16-mixed", device_type)

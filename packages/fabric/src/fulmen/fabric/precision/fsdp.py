@@ -117,6 +117,10 @@ class FSDPPrecision(Precision):
         """True for "32-true"."""
         return self._inner.is_plain
 
+    def check_training(self, device_type: str, call: str) -> None:
+        """Refuse what a precision without splitting refuses."""
+        self._inner.check_training(device_type, call)
+
     def convert_module(self, module: Module) -> Module:
         """The module, its parameters in the type of a "true" precision."""
         return self._inner.convert_module(module)

@@ -96,9 +96,13 @@ class MeshSizes:
             share = share * self.of(axis) + places[axis]
         return share
 
-    def distinct_ranks(self) -> list[int]:
-        """One process of each group that computes the same values; of a pipeline, where its last stage is."""
-        last = self.of(PIPELINE) - 1
+    def distinct_ranks(self, last: int | None = None) -> list[int]:
+        """One process of each group that computes the same values; of a pipeline, where its last stage is.
+
+        Args:
+            last: That place along the pipeline axis; by default its end.
+        """
+        last = self.of(PIPELINE) - 1 if last is None else last
         ranks = [rank for rank in range(self.world_size) if self.coordinates(rank)[PIPELINE] == last]
         first = {self.data_rank(rank): rank for rank in reversed(ranks)}
         return [first[share] for share in range(self.num_data)]

@@ -142,12 +142,9 @@ class ModelParallelStrategy(PipelinedStrategy):
             ConfigurationError: If the sizes that were asked for do not fit.
         """
         splits_tensors = self._pipeline is None if self._plan is None else self._plan.splits_tensors
-        sizes = mesh_sizes(
+        return mesh_sizes(
             self._asked_sizes, num_nodes, num_processes, splits_tensors=splits_tensors, context=self._context
         )
-        if self._pipeline is not None:
-            self._pipeline.check_data_axes(sizes.num_data)
-        return sizes
 
     def check_module(self, module: Module) -> None:
         """Refuse a module that the plan does not fit, before a process is started or anything is changed.
@@ -176,9 +173,7 @@ class ModelParallelStrategy(PipelinedStrategy):
     @property
     def sizes(self) -> MeshSizes:
         """How many processes are along each axis."""
-        if self._sizes is None:
-            self._sizes = self.mesh_sizes(self.num_nodes, self.num_processes)
-        return self._sizes
+        return self._sizes or self.mesh_sizes(self.num_nodes, self.num_processes)  # known once processes have met
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any] | None:

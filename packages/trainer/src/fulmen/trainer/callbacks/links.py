@@ -5,6 +5,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from fulmen.fabric.checkpoint_io.commit import storage_failures
 from fulmen.fabric.checkpoint_io.exchange import replace_folder
 from fulmen.fabric.filesystem import sync_dir, temporary_beside
 
@@ -19,7 +20,15 @@ def link_or_copy(path: str, link: str, *, symbolic: bool = True) -> None:
         path: On a local file system, as `link`.
         link: The other name.
         symbolic: Which kind is wanted. Where the file system has none of it, the other kind is taken, or a copy.
+
+    Raises:
+        CheckpointError: If the storage fails; what was at `link` is unchanged.
     """
+    with storage_failures(link):
+        _link_or_copy(path, link, symbolic=symbolic)
+
+
+def _link_or_copy(path: str, link: str, *, symbolic: bool) -> None:
     if not symbolic and not os.path.islink(link) and _has_file_of(path, link):
         return  # renaming one name of a file to another of its names does nothing
     aside = temporary_beside(Path(link))
@@ -44,7 +53,16 @@ def link_or_copy(path: str, link: str, *, symbolic: bool = True) -> None:
 
 
 def keep_for_link(path: str, link: str) -> None:
-    """If `link` is a symbolic link to the checkpoint `path`, which is about to be removed, move it there instead."""
+    """If `link` is a symbolic link to the checkpoint `path`, which is about to be removed, move it there instead.
+
+    Raises:
+        CheckpointError: If the storage fails.
+    """
+    with storage_failures(link):
+        _keep_for_link(path, link)
+
+
+def _keep_for_link(path: str, link: str) -> None:
     if os.path.islink(link) and os.path.realpath(link) == os.path.realpath(path) and os.path.exists(path):
         if os.path.isdir(path):
             os.remove(link)  # a folder cannot be renamed over a link

@@ -60,7 +60,8 @@ class Fetcher(Iterator[Any]):
         self._ahead: Any = _NOTHING
         self.bound: int | float = limit
         """After how many batches the epoch ends, as far as is known without a look ahead."""
-        self._end = self._measure()
+        self.end = self._measure()
+        """After how many batches the epoch ends; None while nobody knows."""
 
     @property
     def is_last(self) -> bool:
@@ -69,27 +70,27 @@ class Fetcher(Iterator[Any]):
         Of a source without a length, the next batch is fetched to find out, when this is read and not before: a loop
         that reads it after its step draws random numbers in the order of a plain loop.
         """
-        if self._end is not None:
-            return self.count >= self._end
+        if self.end is not None:
+            return self.count >= self.end
         if self.count >= self._limit:
             return True
         if self._ahead is _NOTHING:
             self._ahead = next(self._iterator, _NOTHING)
             if self._ahead is _NOTHING:
-                self._end = self.bound = self.count
+                self.end = self.bound = self.count
         return self._ahead is _NOTHING
 
     @property
     def length(self) -> int | float:
         """How many batches the epoch has; `math.inf` if nobody knows."""
-        return self._limit if self._end is None else self._end
+        return self._limit if self.end is None else self.end
 
     def __iter__(self) -> Fetcher:
         """Begin the epoch: at `start` the first time, from then on at 0."""
         self.close()
         start, self._start = self._start, None
         self.count = start or 0
-        self._end = self._measure()
+        self.end = self._measure()
         # A run that was stopped behind the last batch still asks for the end.
         if self.count < self.bound or (start and self.count == self.bound and self._ends_by_itself):
             self._iterator = self._begin(start)
@@ -105,7 +106,7 @@ class Fetcher(Iterator[Any]):
                 batch = next(self._iterator)
             except StopIteration:
                 # Sooner than the length said, or no length was known: either way the epoch is over.
-                self._end = self.bound = self.count
+                self.end = self.bound = self.count
                 self.close()
                 raise
         else:

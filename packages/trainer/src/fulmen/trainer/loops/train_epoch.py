@@ -227,9 +227,10 @@ class TrainEpochLoop:
         cursor.started()
         # Of data without a length, `is_last` fetches the next batch: before the step only where the step must know.
         closes_window = run.settings.accumulate_grad_batches != 1 and fetcher.is_last
-        output = self._run_optimization(batch, index, is_last=closes_window)
-        is_last = counts.is_last_batch = fetcher.is_last
-        return self._finish_batch(output, batch, index, is_last=is_last)
+        output = self._run_optimization(batch, index, closes_window)
+        if fetcher.end is None:
+            counts.is_last_batch = fetcher.is_last
+        return self._finish_batch(output, batch, index, counts.is_last_batch)
 
     def _run_self_fetching(self, batches: BatchIterator, fetcher: Fetcher) -> bool:
         """As `_run_batch`, of a step that takes as many batches as it likes; hooks hear of the last one taken."""
@@ -242,7 +243,7 @@ class TrainEpochLoop:
             return True
         cursor.started()
         try:
-            output = self._run_optimization(batches, first, is_last=False)
+            output = self._run_optimization(batches, first, False)
         except StopIteration:  # it asked for more batches than were left
             cursor.abandon()
             counts.is_last_batch = True
@@ -254,9 +255,9 @@ class TrainEpochLoop:
         is_last = counts.is_last_batch = fetcher.is_last
         for _ in range(first, fetcher.count - 1):
             cursor.pass_over()
-        return self._finish_batch(output, batches.batch, fetcher.count - 1, is_last=is_last)
+        return self._finish_batch(output, batches.batch, fetcher.count - 1, is_last)
 
-    def _finish_batch(self, output: Any, batch: Any, index: int, *, is_last: bool) -> bool:
+    def _finish_batch(self, output: Any, batch: Any, index: int, is_last: bool) -> bool:
         """What follows the step. Does the epoch end here, before its batches do?"""
         counts, cursor = self.counts, self.counts.batch
         cursor.processed()
@@ -267,11 +268,11 @@ class TrainEpochLoop:
         if self._on_batch_end is not None:
             self._on_batch_end(self._optimization.outputs(output), batch, index)
         cursor.completed()
-        due = self._publish_step(index, is_last=is_last)
+        due = self._publish_step(index, is_last)
         if due or is_last:
             step, epoch = counts.stepped_batches, counts.epoch.total
             self._watch.look(output, step=step, epoch=epoch, batch=index, is_last=is_last)
-        return self._after_batch(index, is_last=is_last)
+        return self._after_batch(index, is_last, self.validates)
 
     def _pay(self, index: int, owed: Owed) -> bool:
         """What still follows a batch after a resume. Does the epoch end here, before its batches do?"""
@@ -279,10 +280,10 @@ class TrainEpochLoop:
         if owed is Owed.NOTHING:
             return False
         if owed is Owed.ROW:
-            self._publish_step(index, is_last=is_last)
-        return self._after_batch(index, is_last=is_last, validates=self.validates and owed is not Owed.COUNT)
+            self._publish_step(index, is_last)
+        return self._after_batch(index, is_last, self.validates and owed is not Owed.COUNT)
 
-    def _publish_step(self, index: int, *, is_last: bool) -> bool:
+    def _publish_step(self, index: int, is_last: bool) -> bool:
         """Send the row of a step, if it is time. Is it?"""
         run, counts = self.run_context, self.counts
         # While gradients accumulate the step is not done: it has one row, at its end.
@@ -297,10 +298,9 @@ class TrainEpochLoop:
         """Did the batch end an accumulation window?"""
         return is_last or (index + 1) % self.run_context.settings.accumulate_grad_batches == 0
 
-    def _after_batch(self, index: int, *, is_last: bool, validates: bool | None = None) -> bool:
+    def _after_batch(self, index: int, is_last: bool, validates: bool) -> bool:
         """Validate if it is time. Does the epoch end here, before its batches do?"""
         run, counts = self.run_context, self.counts
-        validates = self.validates if validates is None else validates
         if validates and self._validates_after(index, is_last=is_last):
             self.owed = Owed.COUNT
             self.val_loop.run()
@@ -310,9 +310,10 @@ class TrainEpochLoop:
             counts.stepped_batches += 1
             if self._schedulers.step_by_step:
                 self._schedulers.after_step(plateau=True)
-        run.signals.place += 1
-        if run.signals.caught:
-            run.signals.stop_if_due(run.signals.place - 1)
+        signals = run.signals
+        signals.place += 1
+        if signals.caught:
+            signals.stop_if_due(signals.place - 1)
         max_steps = run.settings.max_steps
         ends = max_steps != -1 and counts.global_step >= max_steps
         if run.state.should_stop:

@@ -107,8 +107,10 @@ class MetricsBoard:
             results.load_state_dict(self._resumed, self._device, self._module)
             self._resumed = None
         try:
-            yield
-            self._show()
+            try:
+                yield
+            finally:  # a stopped run is looked at too, and saved
+                self._show()
         finally:
             self._stages.remove(results)
             self._left = results if results.training else self._left  # a stopped run is saved when it has left

@@ -81,12 +81,12 @@ class AutomaticOptimization:
         )
         self._has_before_step = hooks.on_before_optimizer_step is not nobody or self._step.clips
 
-    def run(self, batch: Any, index: int, *, is_last: bool) -> Any:
+    def run(self, batch: Any, index: int, is_last: bool) -> Any:
         """One batch. Returns what `training_step` returned."""
         window = self._settings.accumulate_grad_batches
         if window != 1:
-            return self._accumulated(batch, index, window, is_last=is_last)
-        self._advance(batch, index, first=True, divisor=1)
+            return self._accumulated(batch, index, window, is_last)
+        self._advance(batch, index, True, 1)
         return self._output
 
     def outputs(self, output: Any) -> Outputs:
@@ -103,43 +103,43 @@ class AutomaticOptimization:
             heard["loss"] = heard["loss"] / window
         return heard
 
-    def _accumulated(self, batch: Any, index: int, window: int, *, is_last: bool) -> Any:
+    def _accumulated(self, batch: Any, index: int, window: int, is_last: bool) -> Any:
         place = index % window
         divisor = int(min(window, self._num_batches - (index - place)))
         self.gradients_wait = not (place == window - 1 or is_last)
         if not self.gradients_wait:
-            self._advance(batch, index, first=place == 0, divisor=divisor)
+            self._advance(batch, index, place == 0, divisor)
         else:
             with self._strategy.skip_gradient_sync(enabled=True):
-                self._closure(batch, index, first=place == 0, divisor=divisor)
+                self._closure(batch, index, place == 0, divisor)
         return self._output
 
-    def _advance(self, batch: Any, index: int, *, first: bool, divisor: int) -> None:
+    def _advance(self, batch: Any, index: int, first: bool, divisor: int) -> None:
         """Closure and optimizer step."""
         optimizer = self._optimizer
         if optimizer is None:
-            self._closure(batch, index, first=first, divisor=divisor)
+            self._closure(batch, index, first, divisor)
         elif self._short:
-            self._closure(batch, index, first=first, divisor=divisor)
+            self._closure(batch, index, first, divisor)
             if self._has_before_step:
                 self._step.before_step(optimizer)
             optimizer.step()
         else:
-            closure = partial(self._closure_in_step, batch, index, first=first, divisor=divisor)
+            closure = partial(self._closure_in_step, batch, index, first, divisor)
             self._optimizer_step_hook(
                 self._counts.epoch.total, index, self._lightning_optimizer, _with_gradients(closure)
             )
         self._counts.optimizer_steps.total += 1
 
-    def _closure_in_step(self, batch: Any, index: int, *, first: bool, divisor: int) -> Tensor | None:
+    def _closure_in_step(self, batch: Any, index: int, first: bool, divisor: int) -> Tensor | None:
         """The closure inside the hook `optimizer_step`: what is logged there is still of the training step."""
         with self._hooks.inside("training_step"):
-            return self._closure(batch, index, first=first, divisor=divisor)
+            return self._closure(batch, index, first, divisor)
 
-    def _closure(self, batch: Any, index: int, *, first: bool, divisor: int) -> Tensor | None:
+    def _closure(self, batch: Any, index: int, first: bool, divisor: int) -> Tensor | None:
         """Forward, zero_grad (on the first batch of a window), backward."""
         if self._derives_in_step:
-            return self._derived(batch, index, first=first, divisor=divisor)
+            return self._derived(batch, index, first, divisor)
         self._output = output = self._training_step(batch, index)
         loss = output if isinstance(output, Tensor) else self._loss_of(output)
         if first and self._optimizer is not None:
@@ -162,7 +162,7 @@ class AutomaticOptimization:
             self._on_after_backward()
         return loss
 
-    def _derived(self, batch: Any, index: int, *, first: bool, divisor: int) -> Tensor | None:
+    def _derived(self, batch: Any, index: int, first: bool, divisor: int) -> Tensor | None:
         """Forward and backward are one: gradients are zeroed before, and hooks of backward hear of it afterwards."""
         if first and self._optimizer is not None:
             self._zero_grad(index)

@@ -52,7 +52,7 @@ class ManualOptimization:
         """Has an optimizer not stepped since the last backward?"""
         return bool(self._waiting)
 
-    def run(self, batch: Any, index: int, *, is_last: bool) -> Any:
+    def run(self, batch: Any, index: int, is_last: bool) -> Any:
         """One batch. Returns what `training_step` returned."""
         self._index = index
         steps = self._counts.manual_steps.total

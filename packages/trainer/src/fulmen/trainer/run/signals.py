@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from fulmen.fabric.ending import end_children, end_despite_pools
 from fulmen.fabric.rank_zero import rank_zero_info, rank_zero_only
 from fulmen.trainer.errors import InterruptedBySignal
 from fulmen.trainer.run.common_stop import CommonStop
@@ -26,6 +27,7 @@ _OVER = sys.maxsize
 _INSTALLED = "_fulmen_installed"  # at a handler of ours: by which process, and in the place of which handlers
 _LOOK_EVERY_S = 0.2
 _SET_UP_WITHIN_S = 1.5
+_LEAVES_WITHIN_S = 1.2
 # A key pressed once reaches all processes of a terminal. Torchrun's agent hands it on to them as well, and some hear of
 # it from another process first.
 _ONE_PRESS_S = 0.4
@@ -54,13 +56,15 @@ class Signals:
         self.is_cut_short = False
         self._saves = 0
         self._listens = False
-        self._is_overdue = self._has_met = False
+        self._is_overdue = self._has_raised = self._has_met = False
         self._also: frozenset[int] = frozenset()
         self._pressed_at_s: float | None = None  # Ctrl-C, which came to this process itself
         self._caught_at_s = 0.0
 
     @contextmanager
-    def listening(self, pass_on: Callable[[int], None] | None = None, also: Iterable[int] = ()) -> Iterator[None]:
+    def listening(
+        self, pass_on: Callable[[int], None] | None = None, also: Iterable[int] = (), *, only_starts: bool = False
+    ) -> Iterator[None]:
         """Catch signals until the block is left; then every handler is as it was before.
 
         A handler that the user installed is called too. Outside the main thread Python allows no handlers: there
@@ -69,6 +73,8 @@ class Signals:
         Args:
             pass_on: Told the number of the signal, where other processes take part in the work.
             also: Further signals that end the run, beside SIGTERM, SIGHUP and SIGINT.
+            only_starts: Does this process only start those that work? Then what it forks is a part of the run, which
+                keeps what it hears until it listens for itself. What others fork is not: a pool of the user's.
 
         Raises:
             InterruptedBySignal: If one came too late for the loop to act on it.
@@ -88,6 +94,8 @@ class Signals:
                 self._listens = listened
                 self._close()
             return
+        from fulmen.fabric.data.worker_signals import let_workers_stay
+
         self._also = frozenset(also)
         before = {number: signal.getsignal(number) for number in {*_CAUGHT, *self._also}}
         users = {number: _of_the_user(handler, number) for number, handler in before.items()}
@@ -95,15 +103,16 @@ class Signals:
 
         def catch(number: int, frame: FrameType | None) -> None:
             user_handler = users.get(number)
-            if number == signal.SIGTERM and self.place and os.getpid() != pid:
+            if number == signal.SIGTERM and not only_starts and os.getpid() != pid:
                 # A process that user code forked, in a pool perhaps, which waits until it has ended.
                 signal.signal(number, user_handler)
                 os.kill(os.getpid(), number)
                 return
             if self._is_overdue:
+                self._has_raised = True
                 raise ending(number)
             if user_handler is signal.default_int_handler:
-                if self._is_pressed_again() or not self.place:
+                if self._is_pressed_again() or not (self.place or _is_importing(frame)):
                     if pass_on is not None and os.getpid() == pid:
                         # It may have come to this process only. Not as a second Ctrl-C to those that heard it too.
                         pass_on(signal.SIGTERM)
@@ -120,6 +129,7 @@ class Signals:
                 user_handler(number, frame)
 
         setattr(catch, _INSTALLED, (pid, users))
+        let_workers_stay(catch)
         try:
             for number, handler in before.items():
                 if handler != signal.SIG_IGN and handler is not None:
@@ -149,7 +159,7 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():  # where nothing is caught
             yield
             return
-        self._is_overdue = self._has_met = False
+        self._is_overdue = self._has_raised = self._has_met = False
         is_over = threading.Event()
         watch = threading.Thread(target=self._watch_setup, args=(is_over,), name="fulmen-set-up", daemon=True)
         watch.start()
@@ -168,9 +178,17 @@ class Signals:
             if not self.caught or (self._has_met and self.caught in self._also):
                 continue
             due_s = due_s or time.monotonic() + _SET_UP_WITHIN_S
-            if time.monotonic() > due_s:
+            at_prompt = self.caught == signal.SIGINT  # or in a notebook, which goes on with what is imported
+            if time.monotonic() > due_s and not (at_prompt and _is_importing(_frame_of_main_thread())):
                 self._is_overdue = True
                 _signal_main_thread(self.caught)  # the handler runs there, and raises
+                if not is_over.wait(_LEAVES_WITHIN_S):
+                    end_children()  # on its way out it waits for a pool that works on
+                if not (at_prompt or is_over.wait(_LEAVES_WITHIN_S) or self._has_raised):
+                    # Deep in code of C, as where a process waits for the one that all meet at.
+                    name = signal.Signals(self.caught).name
+                    os.write(2, f"\nEnding the run at once: {name} came while it was set up.\n".encode())
+                    os._exit(128 + self.caught)
                 return
 
     def stop_with_others(self, store: Any, rank: int, world_size: int, *, ends_alone: bool = False) -> None:
@@ -306,8 +324,22 @@ def end_on_ctrl_c() -> None:
         SystemExit: With the code that shells expect, unless Python is interactive.
     """
     if not hasattr(sys, "ps1"):
+        end_despite_pools(128 + signal.SIGINT)
         raise SystemExit(128 + signal.SIGINT) from None
     rank_zero_info("Interrupted by Ctrl-C. The Trainer can be used again.")
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Is a module being imported? Cut short, it could not be imported again: parts of it would be missing."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _frame_of_main_thread() -> FrameType | None:
+    return sys._current_frames().get(threading.main_thread().ident or 0)
 
 
 def _signal_main_thread(number: int) -> None:

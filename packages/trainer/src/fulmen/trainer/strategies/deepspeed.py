@@ -28,8 +28,8 @@ from fulmen.fabric.strategies.deepspeed.strategy import DeepSpeedStrategy as Fab
 from fulmen.trainer._typing import Trainer
 from fulmen.trainer.core.module import LightningModule
 from fulmen.trainer.errors import ArgumentTypeError, ConfigurationError
-from fulmen.trainer.signature import is_overridden
 from fulmen.trainer.stages import Stage
+from fulmen.trainer.strategies.deepspeed_fit import check_deepspeed_fit
 from fulmen.trainer.strategies.half_summed import Gradients
 from fulmen.trainer.strategies.parallel import ParallelStrategy
 
@@ -228,30 +228,7 @@ class DeepSpeedStrategy(ParallelStrategy):
         Raises:
             ConfigurationError: Naming both.
         """
-        checks.check_recomputation(self.config)
-        clip_val, algorithm = flags.gradient_clip_val, flags.gradient_clip_algorithm
-        accumulate = flags.accumulate_grad_batches
-        if clip_val and algorithm == "value":
-            raise ConfigurationError(
-                "Trainer(gradient_clip_algorithm='value') cannot be used with DeepSpeedStrategy. Its engine clips"
-                " gradients by the norm of all of them. Pass gradient_clip_algorithm='norm', or use strategy='fsdp'."
-            )
-        checks.agreed(self.config, "gradient_clipping", clip_val or None, f"Trainer(gradient_clip_val={clip_val})")
-        checks.agreed(
-            self.config,
-            "gradient_accumulation_steps",
-            accumulate,
-            f"Trainer(accumulate_grad_batches={accumulate})",
-        )
-        for hook, instead in (
-            ("configure_gradient_clipping", "Remove it, and pass Trainer(gradient_clip_val=...)."),
-            ("backward", "Remove it, and change the loss in training_step."),
-        ):
-            if is_overridden(hook, module, LightningModule):
-                raise ConfigurationError(
-                    f"{class_name(module)}.{hook}() cannot be called with DeepSpeedStrategy. The engine derives the"
-                    f" loss, and clips gradients in its step. {instead}"
-                )
+        check_deepspeed_fit(self.config, module, flags)
 
     def check_train_loader(self, loader: Any, flags: Any) -> None:
         """Refuse batches of another size than the configuration says.
@@ -283,15 +260,19 @@ class DeepSpeedStrategy(ParallelStrategy):
         self.setup_precision_plugin()
 
     def setup_optimizers(self, trainer: Trainer) -> None:
-        """Ask the module for its optimizer and schedulers, and start the engine."""
+        """Ask the module for its optimizer and schedulers, if the configuration names none, and start the engine."""
         assert self.make_optimizers is not None, f"no run has told how it makes optimizers for {trainer}"
-        self.take_optimizers(*self.make_optimizers())
+        if self.config.get("optimizer") is None:
+            self.take_optimizers(*self.make_optimizers())
+        else:  # `check_fit` has told whose steps
+            self.known_parameters = list(self._module().parameters())
+            self.take_optimizers([], [])
 
     def take_optimizers(self, optimizers: list[Optimizer], schedulers: list[Any]) -> None:
         """Start the engine with the optimizer of the module, or that of the configuration.
 
         Raises:
-            ConfigurationError: For several optimizers, one that the configuration names too, or none.
+            ConfigurationError: For several optimizers or none, or a scheduler that the configuration names too.
         """
         module, (clip_val, batch_size) = self._module(), self._flags
         name = f"{class_name(module)}.configure_optimizers()"
@@ -300,15 +281,13 @@ class DeepSpeedStrategy(ParallelStrategy):
                 f"{name} returned {len(optimizers)} optimizers. An engine of DeepSpeed steps one. Return one, which may"
                 " have several groups of parameters, or use strategy='ddp'."
             )
-        if optimizers:
-            checks.check_absent(self.config, "optimizer", name)
-        elif "optimizer" not in self.config:
+        if not optimizers and self.config.get("optimizer") is None:
             raise ConfigurationError(
                 f"{name} returned no optimizer, and the configuration of DeepSpeed names none. Its engine steps one."
                 " Return an optimizer, or write a section 'optimizer' into the configuration."
             )
         if schedulers:
-            checks.check_absent(self.config, "scheduler", name)
+            checks.check_absent(self.config, "scheduler", f"A scheduler of {name}", ", or return no scheduler")
         self._forget_engine()
         config = self._fabric.engine_config(clip_val=clip_val or None, batch_size=batch_size, run_counts=True)
         self._engine, stepping = self._fabric.start(module, config, optimizers[0] if optimizers else None)

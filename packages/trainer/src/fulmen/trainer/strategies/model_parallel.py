@@ -181,8 +181,7 @@ class ModelParallelStrategy(ShardedStrategy):
     @property
     def updates_metrics(self) -> bool:
         """Is the last stage here, where steps end?"""
-        sizes = self._fabric_model_parallel.sizes
-        return sizes.coordinates(self.global_rank)[PIPELINE] == sizes.of(PIPELINE) - 1
+        return self._fabric_model_parallel.sizes.coordinates(self.global_rank)[PIPELINE] == self._place_of_last
 
     def part_of_sequence(self, batch: Any, axis: int = 1) -> Any:
         """What this process sees of a batch: of each tensor that has this axis, its part of it; the rest as it is.
@@ -195,8 +194,14 @@ class ModelParallelStrategy(ShardedStrategy):
     @property
     def distinct_ranks(self) -> list[int] | None:
         """One of each group of processes that compute the same values, where there are such groups."""
-        ranks = self._fabric_model_parallel.sizes.distinct_ranks()
+        ranks = self._fabric_model_parallel.sizes.distinct_ranks(self._place_of_last)
         return ranks if len(ranks) < self.world_size else None
+
+    @property
+    def _place_of_last(self) -> int:
+        """Where the last stage is along the pipeline axis."""
+        pipeline = self._fabric_model_parallel.pipeline
+        return 0 if pipeline is None else pipeline.place_of(-1, self._fabric_model_parallel.sizes.of(PIPELINE))
 
     @property
     def _fabric_model_parallel(self) -> FabricModelParallelStrategy:

@@ -186,7 +186,9 @@ def batch_size_of(loader: Any) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def check_batches(config: Mapping[str, Any], *, batch_size: int | None, accumulate: int, world_size: int) -> None:
+def check_batches(
+    config: Mapping[str, Any], *, batch_size: int | None, accumulate: int, world_size: int, where: str | None = None
+) -> None:
     """Do the sizes of a batch in the configuration agree with each other and with the run?
 
     Args:
@@ -194,20 +196,28 @@ def check_batches(config: Mapping[str, Any], *, batch_size: int | None, accumula
         batch_size: Samples of one process in one batch; None where nobody knows them.
         accumulate: Batches to a step.
         world_size: The number of processes.
+        where: How the user said the size of a batch, for the error; by default "DataLoader(batch_size=4)".
 
     Raises:
         ConfigurationError: If not; names both.
     """
-    micro = agreed(config, "train_micro_batch_size_per_gpu", batch_size, f"DataLoader(batch_size={batch_size})")
-    whole = config.get("train_batch_size")
-    if whole in OPEN or micro is None or whole == micro * accumulate * world_size:
+    said = where or f"DataLoader(batch_size={batch_size})"
+    micro = agreed(config, "train_micro_batch_size_per_gpu", batch_size, said)
+    whole, factors = config.get("train_batch_size"), f"{accumulate} batches to a step, in {world_size} processes"
+    if whole in OPEN:
         return
-    raise ConfigurationError(
-        f"The configuration of DeepSpeed says train_batch_size={whole}, and a step takes"
-        f" {micro * accumulate * world_size} samples: {micro} in a batch, {accumulate} batches to a step, in"
-        f" {world_size} processes. Both say the same thing. Change one of them, or remove train_batch_size from the"
-        " configuration."
-    )
+    if micro is None and whole % (accumulate * world_size):
+        raise ConfigurationError(
+            f"The configuration of DeepSpeed says train_batch_size={whole}, which cannot be divided: there are"
+            f" {factors}. Each batch has as many samples. Write a multiple of {accumulate * world_size}, or remove"
+            " train_batch_size from the configuration."
+        )
+    if micro is not None and whole != micro * accumulate * world_size:
+        raise ConfigurationError(
+            f"The configuration of DeepSpeed says train_batch_size={whole}, and a step takes"
+            f" {micro * accumulate * world_size} samples: {micro} in a batch, {factors}. Both say the same thing."
+            " Change one of them, or remove train_batch_size from the configuration."
+        )
 
 
 def check_recomputation(config: Mapping[str, Any]) -> None:
@@ -285,8 +295,14 @@ def check_remote_device(remote_device: object, config: Mapping[str, Any]) -> Non
         )
 
 
-def check_absent(config: Mapping[str, Any], section: str, where: str) -> None:
+def check_absent(config: Mapping[str, Any], section: str, where: str, instead: str = "") -> None:
     """Refuse what the configuration names, too.
+
+    Args:
+        config: The user's.
+        section: "optimizer" or "scheduler".
+        where: What says the same, for the error.
+        instead: What else the user may do than remove the section.
 
     Raises:
         ConfigurationError: Naming both.
@@ -294,8 +310,18 @@ def check_absent(config: Mapping[str, Any], section: str, where: str) -> None:
     if config.get(section) is not None:
         raise ConfigurationError(
             f"{where} contradicts the configuration of DeepSpeed, which has a section {section!r}. Only one of the two"
-            f" can be used. Remove the section, or leave the {section} out."
+            f" can be used. Remove the section{instead}."
         )
+
+
+def optimizer_of_configuration(config: Mapping[str, Any], where: str) -> str:
+    """The sentences that say whose optimizer steps, where the configuration has one; `where` makes the other."""
+    section = config["optimizer"]
+    kind = section.get("type") if isinstance(section, Mapping) else section
+    return (
+        f"{where} is not called: the configuration of DeepSpeed has a section 'optimizer', whose {kind} steps."
+        " An engine has one optimizer. Remove the section to step with that of the module."
+    )
 
 
 def check_precision(config: Mapping[str, Any], precision: str, where: str) -> None:

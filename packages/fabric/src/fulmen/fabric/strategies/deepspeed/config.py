@@ -29,6 +29,8 @@ from fulmen.fabric.strategies.deepspeed.sections import (
     zero_stage,
 )
 
+_SIZES = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
+
 
 def config_from(arguments: DeepSpeedArguments) -> Config:
     """The configuration that says what the arguments say."""
@@ -160,6 +162,7 @@ def completed(
     batch_size: int | None,
     clip_val: float | None,
     run_counts: bool = False,
+    world_size: int = 1,
 ) -> Config:
     """The configuration as the engine gets it: what it leaves open is filled in.
 
@@ -170,6 +173,7 @@ def completed(
         batch_size: Samples of one process in one batch; DeepSpeed uses it for its reports only.
         clip_val: The largest norm of all gradients together; None does not clip.
         run_counts: Does the run say when gradients are complete, whatever the configuration says?
+        world_size: The number of processes.
     """
     result = deepcopy(dict(config))
     if run_counts:
@@ -180,15 +184,7 @@ def completed(
         said = result.get(section)
         filled = {"enabled": True, **(vars(scaling) if section == "fp16" else {})}
         result[section] = {**filled, **(said if isinstance(said, Mapping) else {})}
-    if result.get("train_micro_batch_size_per_gpu") in OPEN:
-        # Two of the three sizes of a batch say the third.
-        result.pop("train_micro_batch_size_per_gpu", None)
-        if result.get("train_batch_size") in OPEN or result.get("gradient_accumulation_steps") in OPEN:
-            result["train_micro_batch_size_per_gpu"] = batch_size or 1
-    if result.get("gradient_accumulation_steps") in OPEN:
-        result["gradient_accumulation_steps"] = 1
-    if result.get("train_batch_size", 0) in OPEN:
-        del result["train_batch_size"]
+    _fill_sizes(result, batch_size, world_size)
     result["gradient_clipping"] = clip_val or 0.0
     # By default whoever calls `step` says when gradients are complete. If a configuration of its own counts batches,
     # the engine does.
@@ -201,6 +197,21 @@ def completed(
         result.setdefault("zero_force_ds_cpu_optimizer", False)
     result.setdefault("zero_allow_untested_optimizer", DEFAULTS["zero_allow_untested_optimizer"])
     return result
+
+
+def _fill_sizes(config: Config, batch_size: int | None, world_size: int) -> None:
+    """Write what is known of the three sizes of a batch: two of them, and the number of processes, say the third."""
+    micro, steps, whole = (None if config.get(key) in OPEN else config[key] for key in _SIZES)
+    for key in _SIZES:
+        config.pop(key, None)
+    if whole is None:
+        micro = micro or batch_size or 1
+    elif steps is None:
+        micro = micro or batch_size
+    if whole is not None and steps is None and micro is not None and whole % (micro * world_size) == 0:
+        steps = whole // (micro * world_size)
+    found = zip(_SIZES, (micro, steps or 1, whole), strict=True)
+    config.update({key: value for key, value in found if value is not None})
 
 
 def counts_batches(config: Mapping[str, Any]) -> bool:

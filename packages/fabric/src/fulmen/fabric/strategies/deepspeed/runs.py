@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fulmen.fabric.arguments import check_count, check_flag
 from fulmen.fabric.checkpoint_io.base import CheckpointIO
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
+from fulmen.fabric.launchers.base import Launcher
 from fulmen.fabric.precision.base import Precision
 from fulmen.fabric.precision.deepspeed import DeepSpeedPrecision
 from fulmen.fabric.rank_zero import rank_zero_warn
@@ -146,6 +147,21 @@ class EngineStrategy(ProcessGroupStrategy, ABC):
 
     # ---- set up
 
+    def configure_launcher(self) -> Launcher:
+        """Make the launcher, if the configuration fits the number of processes that it will start.
+
+        Raises:
+            ConfigurationError: If the three sizes of a batch contradict it.
+        """
+        checks.check_batches(
+            config := self.engine_config(),
+            batch_size=self._batch_size,
+            accumulate=config["gradient_accumulation_steps"],
+            world_size=self.num_nodes * self.num_processes,
+            where=f"DeepSpeedStrategy(logging_batch_size_per_gpu={self._batch_size})",
+        )
+        return super().configure_launcher()
+
     def setup_environment(self) -> None:
         """Take the device, join the other processes, and load DeepSpeed."""
         super().setup_environment()
@@ -206,6 +222,7 @@ class EngineStrategy(ProcessGroupStrategy, ABC):
             batch_size=self._batch_size or batch_size,
             clip_val=clip_val if clip_val is not None else (said if isinstance(said, int | float) else None),
             run_counts=run_counts,
+            world_size=self.num_nodes * self.num_processes,
         )
 
     def setup_module_and_optimizers(
@@ -223,7 +240,8 @@ class EngineStrategy(ProcessGroupStrategy, ABC):
             )
         checks.check_absent(self.config, "optimizer", f"fabric.setup(module, {type(optimizers[0]).__name__}(...))")
         if scheduler is not None:
-            checks.check_absent(self.config, "scheduler", f"fabric.setup(scheduler={type(scheduler).__name__}(...))")
+            name = f"fabric.setup(scheduler={type(scheduler).__name__}(...))"
+            checks.check_absent(self.config, "scheduler", name, ", or leave the scheduler out")
         engine, optimizer = self.start(module, self.engine_config(), optimizers[0], scheduler)
         assert optimizer is not None
         return engine, [optimizer], engine.lr_scheduler
@@ -261,8 +279,6 @@ class EngineStrategy(ProcessGroupStrategy, ABC):
         groups = optimizer.param_groups if optimizer is not None else ()
         ordered = [names.get(id(parameter), "") for group in groups for parameter in group["params"]]
         checks.check_recomputation(config)
-        accumulate = config["gradient_accumulation_steps"]
-        checks.check_batches(config, batch_size=None, accumulate=accumulate, world_size=self.world_size)
         if optimizer is not None:
             check_tried(self._loaded(), config, optimizer)
         with self._told():

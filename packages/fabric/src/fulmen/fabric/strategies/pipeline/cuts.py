@@ -10,6 +10,8 @@ of the modules around split points (their containers) belongs to no stage: it ru
 | "LoopedBFS" | several | as GPipe, stage by stage |
 | "Interleaved1F1B" | several | as 1F1B; fewer bubbles, and more to send |
 | "InterleavedZeroBubble" | several | gradients of weights later than those of inputs: fewer bubbles still |
+| "ZBVZeroBubble" | two, as a V: the first process has the first and the last | as before; fewest bubbles |
+| "DualPipeV" | two, as a V | as before, a forward with a backward; needs as many micro-batches as stages |
 """
 
 from __future__ import annotations
@@ -26,8 +28,12 @@ from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 
 GPIPE, ONE_F_ONE_B, LOOPED = "GPipe", "1F1B", "LoopedBFS"
 INTERLEAVED, ZERO_BUBBLE = "Interleaved1F1B", "InterleavedZeroBubble"
-SCHEDULES = (GPIPE, ONE_F_ONE_B, LOOPED, INTERLEAVED, ZERO_BUBBLE)
+ZERO_BUBBLE_V, DUAL_PIPE_V = "ZBVZeroBubble", "DualPipeV"
+SCHEDULES = (GPIPE, ONE_F_ONE_B, LOOPED, INTERLEAVED, ZERO_BUBBLE, ZERO_BUBBLE_V, DUAL_PIPE_V)
 _SINGLE = (GPIPE, ONE_F_ONE_B)
+_V_SHAPED = (ZERO_BUBBLE_V, DUAL_PIPE_V)
+# These compute gradients of weights apart from those of inputs.
+_APART = (ZERO_BUBBLE, *_V_SHAPED)
 # Their forward computes with their parts in one piece, and never calls them.
 _CLOSED = (nn.MultiheadAttention, nn.RNNBase, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
@@ -41,11 +47,12 @@ class Pipeline:
             before the first.
         micro_batches: Into how many parts each batch is cut. One that this does not divide is cut into fewer.
         schedule: "1F1B", "GPipe", or with several stages on each process "Interleaved1F1B", "LoopedBFS",
-            "InterleavedZeroBubble".
+            "InterleavedZeroBubble", or with two on each, "ZBVZeroBubble", "DualPipeV".
 
     Raises:
         ArgumentTypeError: If names or numbers are none.
-        ConfigurationError: If there is no split point, one is there twice, or the schedule is unknown.
+        ConfigurationError: If there is no split point, one is there twice, or the schedule is unknown or does not go
+            with the numbers.
 
     >>> Pipeline(["blocks.2", "blocks.4"], micro_batches=8).num_stages
     3
@@ -53,7 +60,9 @@ class Pipeline:
 
     split_points: Sequence[str]
     micro_batches: int
-    schedule: Literal["1F1B", "GPipe", "Interleaved1F1B", "LoopedBFS", "InterleavedZeroBubble"] = "1F1B"
+    schedule: Literal[
+        "1F1B", "GPipe", "Interleaved1F1B", "LoopedBFS", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"
+    ] = "1F1B"
 
     def __post_init__(self) -> None:
         points = self.split_points
@@ -86,6 +95,18 @@ class Pipeline:
                 f"Pipeline(schedule={self.schedule!r}) is unknown{near}. It is the order in which stages work on"
                 f" micro-batches. Pass one of {', '.join(map(repr, SCHEDULES))}."
             )
+        if self.is_v_shaped and (self.num_stages % 2 or self.num_stages < 4):
+            raise ConfigurationError(
+                f"Pipeline(split_points={list(self.split_points)!r}, schedule={self.schedule!r}) has {self.num_stages}"
+                " stages. With this schedule each process has two, one on the way down and one on the way up, and"
+                " there are at least two processes. Pass an odd number of split points, and at least three."
+            )
+        if self.schedule == DUAL_PIPE_V and self.micro_batches < self.num_stages:
+            raise ConfigurationError(
+                f"Pipeline(micro_batches={self.micro_batches}, schedule={self.schedule!r}) has fewer micro-batches than"
+                f" its {self.num_stages} stages. It works on as many at the same time. Pass micro_batches="
+                f"{2 * self.num_stages}, or schedule={ZERO_BUBBLE_V!r}."
+            )
 
     @property
     def num_stages(self) -> int:
@@ -96,6 +117,16 @@ class Pipeline:
     def loops(self) -> bool:
         """May a process have several stages?"""
         return self.schedule not in _SINGLE
+
+    @property
+    def is_v_shaped(self) -> bool:
+        """Has the first process the last stage, and each process two that lie across from each other?"""
+        return self.schedule in _V_SHAPED
+
+    @property
+    def computes_weights_apart(self) -> bool:
+        """Are gradients of weights computed later than those of inputs?"""
+        return self.schedule in _APART
 
     def size(self, asked: int | Literal["auto"]) -> int:
         """How many processes are along the pipeline axis.
@@ -110,9 +141,12 @@ class Pipeline:
         if asked == "auto":
             asked = num_stages // 2 if self.loops and num_stages % 2 == 0 and num_stages > 2 else num_stages
         fits = 1 < asked <= num_stages and num_stages % asked == 0 and (self.loops or asked == num_stages)
-        if fits:
+        if fits and not (self.is_v_shaped and 2 * asked != num_stages):
             return asked
-        if self.loops:
+        if self.is_v_shaped:
+            why = f"With schedule={self.schedule!r}, each process has two stages"
+            advice = f"Pass pipeline_parallel_size={num_stages // 2}"
+        elif self.loops:
             why = "Each process has the same number of stages"
             advice = f"Pass a size above 1 that divides {num_stages}"
         else:
@@ -123,22 +157,24 @@ class Pipeline:
             f" Pipeline(split_points={list(self.split_points)!r}). {why}. {advice}, or other split points."
         )
 
-    def check_data_axes(self, num_data: int) -> None:
-        """Refuse a schedule that cannot exchange gradients, where there are several processes to do so."""
-        if self.schedule == ZERO_BUBBLE and num_data > 1:
-            raise ConfigurationError(
-                f"Pipeline(schedule={self.schedule!r}) does not go with {num_data} processes along the data axes. It"
-                " computes the gradients of weights apart, where torch does not exchange them."
-                f" Pass schedule={INTERLEAVED!r}, or data_parallel_size=1 and replicate_size=1."
-            )
-
     def stages_on(self, place: int, size: int) -> tuple[int, ...]:
         """The stages of one process along the axis.
 
         >>> Pipeline(["b", "c", "d"], 4, "LoopedBFS").stages_on(1, size=2)
         (1, 3)
+        >>> Pipeline(["b", "c", "d"], 4, "ZBVZeroBubble").stages_on(1, size=2)
+        (1, 2)
         """
-        return tuple(range(place, self.num_stages, size))
+        return tuple(stage for stage in range(self.num_stages) if self.place_of(stage, size) == place)
+
+    def place_of(self, stage: int, size: int) -> int:
+        """The process along the axis that has a stage.
+
+        >>> Pipeline(["b", "c", "d"], 4, "ZBVZeroBubble").place_of(-1, size=2)
+        0
+        """
+        turn, place = divmod(stage % self.num_stages, size)
+        return size - 1 - place if self.is_v_shaped and turn % 2 else place
 
     def bubble(self, size: int, micro_batches: int | None = None) -> float:
         """The part of a step in which a process waits, if all stages take as long; of zero bubbles, at most.
@@ -163,7 +199,16 @@ class Pipeline:
             return GPIPE
         if self.schedule in (INTERLEAVED, ZERO_BUBBLE) and micro_batches % max(1, micro_batches // size):
             return LOOPED
+        if self.schedule == DUAL_PIPE_V and micro_batches < self.num_stages:
+            return ZERO_BUBBLE_V
         return str(self.schedule)
+
+    @property
+    def schedule_without_backward(self) -> str:
+        """The schedule for evaluation, with stages where they are."""
+        if self.is_v_shaped:
+            return ZERO_BUBBLE_V
+        return LOOPED if self.loops else GPIPE
 
 
 @dataclass(frozen=True)

@@ -79,10 +79,25 @@ def split_into_stages(
             from torch.distributed.fsdp import fully_shard
 
             fully_shard(runner, mesh=over)
+            if pipeline.computes_weights_apart:
+                _keep_whole(runner)
         runner.give_back()
     steps = PipelineSteps(staged, runners, along.get_group(), size)
     module.register_forward_pre_hook(staged.refuse_outside)
     return steps
+
+
+def _keep_whole(runner: StageRunner) -> None:
+    """Let parameters stay gathered from forward to backward; torch's schedule gathers and splits the whole stage.
+
+    It looks for the gradients of weights by the parameters that a stage has when backward begins. Of a unit that is
+    split again after forward, these would be the parts, and get none.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    for part in runner.modules():
+        if isinstance(part, FSDPModule):
+            part.set_reshard_after_forward(False, recurse=False)
 
 
 def take_memory(steps: PipelineSteps) -> tuple[list[nn.Module], list[nn.Module]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,18 +15,29 @@ from torch import Tensor, nn
 from fulmen.fabric.collectives import process_group
 from fulmen.fabric.errors import ArgumentTypeError, ConfigurationError
 from fulmen.fabric.strategies.pipeline.answers import Answers
-from fulmen.fabric.strategies.pipeline.cuts import GPIPE, INTERLEAVED, LOOPED, ONE_F_ONE_B, ZERO_BUBBLE
+from fulmen.fabric.strategies.pipeline.cuts import (
+    DUAL_PIPE_V,
+    GPIPE,
+    INTERLEAVED,
+    LOOPED,
+    ONE_F_ONE_B,
+    ZERO_BUBBLE,
+    ZERO_BUBBLE_V,
+)
 from fulmen.fabric.strategies.pipeline.parts import Crossing, StagedModule
+from fulmen.fabric.strategies.pipeline.stage import stage_class
 from fulmen.fabric.trees import leaves, map_tree
 
 # Of sizes of batches for which buffers are kept.
 _NUM_KEPT = 8
-_TORCH_NAMES = {
+TORCH_NAMES = {
     GPIPE: "ScheduleGPipe",
     ONE_F_ONE_B: "Schedule1F1B",
     LOOPED: "ScheduleLoopedBFS",
     INTERLEAVED: "ScheduleInterleaved1F1B",
     ZERO_BUBBLE: "ScheduleInterleavedZeroBubble",
+    ZERO_BUBBLE_V: "ScheduleZBVZeroBubble",
+    DUAL_PIPE_V: "ScheduleDualPipeV",
 }
 
 
@@ -93,7 +104,7 @@ class PipelineSteps:
     @property
     def last_rank(self) -> int:
         """The process with the last stage."""
-        return dist.get_global_rank(self._group, (self.staged.num_stages - 1) % self._size)
+        return dist.get_global_rank(self._group, self.staged.pipeline.place_of(-1, self._size))
 
     @property
     def has_last(self) -> bool:
@@ -216,7 +227,7 @@ class PipelineSteps:
             )
 
         stages = [
-            _stage_class()(
+            stage_class()(
                 lambda: self._waits,
                 runner,
                 runner.stage,
@@ -230,10 +241,8 @@ class PipelineSteps:
         ]
         loss = partial(_part_of_mean, num) if backward else None
         pipeline = self.staged.pipeline
-        name = pipeline.schedule_for(num, self._size)
-        if not backward:
-            name = LOOPED if pipeline.loops else GPIPE
-        kind = getattr(pipelining, _TORCH_NAMES[name])
+        name = pipeline.schedule_for(num, self._size) if backward else pipeline.schedule_without_backward
+        kind = getattr(pipelining, TORCH_NAMES[name])
         return kind(stages if pipeline.loops else stages[0], num, loss_fn=loss, scale_grads=False)
 
 
@@ -318,25 +327,3 @@ def _part_of_mean(num: int, loss: Tensor, _: Tensor) -> Tensor:
 
 def _for_group(device: torch.device) -> torch.device:
     return device if device.type != "cpu" and process_group.is_initialized() else torch.device("cpu")
-
-
-@cache
-def _stage_class() -> Any:
-    from torch.distributed.pipelining import PipelineStage
-
-    class Stage(PipelineStage):
-        """Gradients are exchanged where an optimizer step follows."""
-
-        def __init__(self, waits: Callable[[], bool], *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self._is_waiting = waits
-
-        def perform_reduce_grad(self, grad_scale_factor: int) -> None:
-            if not self._is_waiting():
-                super().perform_reduce_grad(grad_scale_factor)
-
-        def _post_metadata_inference_cleanup(self) -> None:
-            # Shapes are given, so nothing has run. torch would take away gradients, which are of batches before.
-            pass
-
-    return Stage
