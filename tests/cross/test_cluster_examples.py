@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,17 +95,23 @@ def test_slurm_runs_the_job_again_before_its_time_is_over(tmp_path: Path) -> Non
         # Kept here, so that nobody else can take its port, which is made of the number of the job else.
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         job.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE="True")
-        done = subprocess.run(
+        script = subprocess.Popen(
             [str(CLUSTER / "slurm.sh"), "--accelerator", "cpu", "--epochs", str(epochs)],
             env={**os.environ, **job, "SLURM_RESTART_COUNT": str(num_restarts)},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=280,
-            check=False,
+            start_new_session=True,
         )
+        try:
+            stdout, stderr = script.communicate(timeout=280)
+        finally:
+            # Whatever failed: tasks that nobody told to end would train for hours.
+            with suppress(ProcessLookupError):
+                os.killpg(script.pid, signal.SIGKILL)
         # SLURM ends a job that was put back; here it ends by itself, as programs do that a signal has ended.
-        assert done.returncode == (0 if num_restarts else 128 + signal.SIGUSR1), done.stdout + done.stderr
-        return done.stdout
+        assert script.returncode == (0 if num_restarts else 128 + signal.SIGUSR1), stdout + stderr
+        return stdout
 
     started, *_ = submit(0, 100_000).splitlines()
     assert started.startswith(f"srun python {PROGRAM.name} --num-nodes 2 --folder {folder} --accelerator cpu")

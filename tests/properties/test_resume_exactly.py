@@ -191,12 +191,32 @@ NO_LAST_ROW = Scenario(
     flags={"limit_val_batches": 0, "max_epochs": 3, "log_every_n_steps": 2, "num_sanity_val_steps": 0},
 )
 
+PLATEAU = Scenario(
+    loaders=[("generator", 4)],
+    schedulers=[("plateau", "epoch", 1)],
+    validations=[2],
+    flags={"max_epochs": 2, "log_every_n_steps": 1, "num_sanity_val_steps": 0},
+)
+
+UNSIZED_VALIDATION = Scenario(
+    loaders=[("generator", 4)],
+    validations=[2, 3],
+    validating=("stream", {}),
+    flags={
+        "max_epochs": 2,
+        "log_every_n_steps": 1,
+        "num_sanity_val_steps": 0,
+        "val_check_interval": 1,
+        "check_val_every_n_epoch": None,
+    },
+)
+
 
 # What was wrong once: float64 weights, the row of the step, an epoch's row, gradients of one of two optimizers, the
 # generator between two epochs, a step's plateau scheduler, a batch that was fetched early, rounds of unsized loaders,
-# a signal between two epochs, averages of a run that ended before it read a batch, and of
-# an epoch that max_steps had cut, loaders of several lengths when max_steps came with the last batch, what was shown
-# of a last batch without a row.
+# a signal between two epochs, averages of a run that ended before it read a batch, averages and plateau schedulers of
+# an epoch that max_steps had cut, loaders of several lengths when max_steps came with the last batch, what was shown of
+# a last batch without a row, the axis of steps of several validation loaders without a length.
 @settings(
     max_examples=3000 if LONG else 25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=not LONG
 )
@@ -219,6 +239,8 @@ NO_LAST_ROW = Scenario(
 @example(one("shuffle", Cut("on_train_batch_end", 5, "steps over"), size=9, callbacks=["swa"], max_epochs=3))
 @example(one("own sampler", Cut("on_train_batch_end", 2, "steps over"), beside=[("in order", 6)], together="min_size"))
 @example((NO_LAST_ROW, Cut("on_train_epoch_start", 3, "signal")))
+@example((PLATEAU, Cut("on_train_batch_end", 1, "after")))
+@example((UNSIZED_VALIDATION, Cut("on_train_epoch_start", 2)))
 def test_a_resumed_run_is_bit_by_bit_the_one_that_never_stopped(case: tuple[Scenario, Cut]) -> None:
     scenario, cut = case
     event(f"{cut.moment}, {cut.ending}" if check(scenario, cut) else "no such moment")

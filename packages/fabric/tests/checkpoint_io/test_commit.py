@@ -283,6 +283,35 @@ def test_a_folder_whose_name_is_not_brought_to_the_disk_makes_room_for_the_old_o
         assert torch.equal(state["w"], torch.ones(2))
 
 
+def test_the_old_folder_is_kept_aside_where_it_cannot_have_its_name_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, aside = tmp_path / "a.ckpt", tmp_path / "aside"
+    path.mkdir()
+    (path / "old").touch()
+    new = FolderAside.begin(path)
+    new.write("new", lambda file: None)
+    done = []
+
+    def once(first: str, second: str) -> bool:
+        if not done:
+            done.append(os.rename(second, aside))
+            os.rename(first, second)
+            os.rename(aside, first)
+            return True
+        return False
+
+    def broken(folder: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(exchange, "exchange_names", once)
+    monkeypatch.setattr(exchange, "sync_dir", broken)
+    with pytest.raises(CheckpointError, match=r"Input/output error.*either of the two may be found"):
+        new.commit({"new"})
+    new.abandon()
+    assert (os.listdir(path), os.listdir(new.place)) == (["new"], ["old"])
+
+
 def test_what_the_storage_does_not_remove_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(path: str) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO), path)

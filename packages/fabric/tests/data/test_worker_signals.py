@@ -1,6 +1,8 @@
 import os
 import select
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +46,16 @@ def worker() -> Any:
         os.close(end)
 
 
+def forks() -> None:
+    stay()
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(600)
+    time.sleep(0.2)
+    os.kill(pid, TERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -TERM
+
+
 def answers(asks: int, hears: int) -> bool:
     os.write(asks, b"?")
     return bool(select.select([hears], [], [], 60)[0]) and os.read(hears, 1) == b"?"
@@ -55,6 +67,11 @@ def test_the_first_signal_leaves_it_at_work_and_the_second_ends_it(worker: Any) 
     assert answers(asks, hears)
     os.kill(pid, TERM)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -TERM
+
+
+def test_what_it_forks_ends_at_the_first_signal(worker: Any) -> None:
+    _, asks, hears = worker(forks)
+    assert answers(asks, hears)
 
 
 def test_in_a_new_python_a_terminals_signals_are_not_for_workers(worker: Any) -> None:
@@ -109,3 +126,38 @@ def test_they_stay_while_the_handler_that_says_so_is_there() -> None:
     assert workers_stay()
     signal.signal(TERM, before)
     assert not workers_stay()
+
+
+# Each worker would go on for ten minutes: one waits as those of loaders do, one is stuck in code of C.
+_WORKERS = """
+import ctypes, multiprocessing, time
+from fulmen.fabric.data.worker_signals import let_workers_stay, stay
+
+def wait():
+    while True:
+        time.sleep(600)
+
+def wait_in_c():
+    mutex = ctypes.create_string_buffer(256)  # of zeros: a mutex that nobody holds
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+
+def work(wait, is_there):
+    stay()
+    is_there.set()
+    wait()
+
+context = multiprocessing.get_context("fork")
+for wait in (wait, wait_in_c):
+    is_there = context.Event()
+    context.Process(target=work, args=(wait, is_there), daemon=True).start()
+    is_there.wait()
+let_workers_stay(wait)
+"""
+
+
+def test_who_ends_waits_for_no_worker() -> None:
+    begun_s = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", _WORKERS], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - begun_s < 25, "they stayed for half a minute"

@@ -166,6 +166,13 @@ def test_two_sizes_of_a_batch_say_the_third(micro, steps, world_size, which, is_
     assert "train_batch_size" not in by_run
 
 
+def test_a_section_that_is_null_is_left_out():
+    rest = {"precision": "32-true", "scaling": LossScaling(), "clip_val": None, "batch_size": None}
+    assert not {"optimizer", "scheduler"} & completed({"optimizer": None, "scheduler": None}, **rest).keys()
+    section = {"type": "Lamb"}
+    assert completed({"optimizer": section, "scheduler": None}, **rest)["optimizer"] == section
+
+
 def test_the_size_for_reports_is_one_of_them():
     rest = {"precision": "32-true", "scaling": LossScaling(), "clip_val": None, "world_size": 2}
     full = completed({"train_batch_size": 16}, batch_size=4, **rest)

@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from fulmen.fabric.errors import CheckpointError
+from fulmen.trainer.callbacks import links
 from fulmen.trainer.callbacks.links import keep_for_link, link_or_copy
 
 
@@ -106,4 +107,18 @@ def test_a_disk_that_fails_is_told_with_the_path(give, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"last\.ckpt' could not be written: Read-only file system"):
         give(str(tmp_path / "a.ckpt"), str(tmp_path / "last.ckpt"))
     assert sorted(os.listdir(tmp_path)) == ["a.ckpt", "last.ckpt"]
+    assert (tmp_path / "last.ckpt").read_text() == "a"
+
+
+@pytest.mark.parametrize("give", [link_or_copy, keep_for_link])
+def test_a_name_that_is_not_brought_to_the_disk_is_told_as_such(give, tmp_path, monkeypatch):
+    (tmp_path / "a.ckpt").write_text("a")
+    (tmp_path / "last.ckpt").symlink_to("a.ckpt")
+
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(links, "sync_dir", broken)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt' could not be written: Input/output error.*either of the"):
+        give(str(tmp_path / "a.ckpt"), str(tmp_path / "last.ckpt"))
     assert (tmp_path / "last.ckpt").read_text() == "a"

@@ -169,6 +169,19 @@ def test_a_job_whose_processes_have_not_met_is_put_back_too(
     assert list(tmp_path.glob("*.ckpt")) == []  # there was nothing to keep
 
 
+def test_a_run_that_is_over_is_not_put_back_and_the_program_goes_on(quick: Any, job: Any, tmp_path: Path) -> None:
+    class EndsLate(BoringModel):
+        def on_fit_end(self) -> None:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    job()
+    trainer = quick(max_steps=2)
+    trainer.fit(EndsLate())
+    assert trainer.state.finished
+    assert job.said() == []
+    assert list(tmp_path.glob("hpc*")) == []
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_requeue_that_fails_is_told(
     quick: Any, job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool

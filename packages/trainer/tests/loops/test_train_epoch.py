@@ -66,6 +66,26 @@ def test_the_last_window_of_an_epoch_steps_though_it_is_short(kind, batches, win
     assert trainer.fit_loop.counts.zero_grads.total == 2 * steps
 
 
+@pytest.mark.parametrize("kind", [RandomDataset, RandomIterableDataset])
+@pytest.mark.parametrize("batches", [5, 6])
+def test_what_follows_the_last_batch_does_so_also_where_windows_ask_for_it_before_the_step(kind, batches, quick):
+    class Watching(BoringModel):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.after.append(self.trainer.is_last_batch)
+
+        def on_validation_epoch_end(self):
+            self.validated.append(self.current_epoch)
+
+    module = Watching()
+    module.after, module.validated = [], []
+    trainer = quick(accumulate_grad_batches=2, max_epochs=2)
+    trainer.fit(module, loader(batches, kind), loader(1))
+    assert module.after == 2 * [*[False] * (batches - 1), True]
+    assert module.validated == [0, 1]
+    assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 2
+    assert trainer.fit_loop.counts.stepped_batches == 6
+
+
 def test_a_hook_may_leave_out_the_rest_of_an_epoch(quick):
     class Leaving(BoringModel):
         seen = ()

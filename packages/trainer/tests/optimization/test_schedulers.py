@@ -65,6 +65,14 @@ def test_by_epoch_a_scheduler_steps_after_every_nth_epoch(quick, batches, epochs
     assert module.stepped == [(epoch, (epoch + 1) * batches) for epoch in range(frequency - 1, epochs, frequency)]
 
 
+@given(steps=st.integers(1, 9), plateau=st.booleans())
+@SETTINGS
+def test_by_epoch_none_steps_in_an_epoch_that_max_steps_cuts(quick, steps, plateau):
+    module = Scheduled(plateau)
+    fitted(quick, module, 3, max_epochs=-1, max_steps=steps)
+    assert module.stepped == [(epoch, (epoch + 1) * 3) for epoch in range(steps // 3)]
+
+
 def test_a_metric_that_was_not_logged_is_an_error_or_a_warning(quick):
     with pytest.raises(ConfigurationError, match=r"watches 'loss', which was not logged\. Logged were no metrics"):
         fitted(quick, Scheduled(plateau=True, log=False), 1)

@@ -295,14 +295,19 @@ def test_who_is_set_up_in_code_of_c_ends_too():
         silent.bind(("127.0.0.1", 0))
         silent.listen()
 
+        told, tells = os.pipe()
+
         def wait_for_the_others():
             signals = Signals()
-            with signals.listening(), signals.setting_up():
+            with signals.listening(), signals.setting_up(lambda number: os.write(tells, bytes([number]))):
                 os.kill(os.getpid(), signal.SIGTERM)
                 timeout = timedelta(seconds=90)
                 torch.distributed.TCPStore("127.0.0.1", silent.getsockname()[1], 2, is_master=False, timeout=timeout)
 
         assert exit_code_of(wait_for_the_others) == 143
+        os.close(tells)
+        with os.fdopen(told, "rb") as all_told:
+            assert all_told.read() == bytes([signal.SIGTERM])
 
 
 class TellsAll(BoringModel):

@@ -8,6 +8,7 @@ from torch import nn
 
 from fulmen.trainer.demos import BoringModel
 from fulmen.trainer.errors import ConfigurationError
+from fulmen.trainer.strategies.deepspeed import DeepSpeedStrategy
 from fulmen.trainer.strategies.deepspeed_fit import check_deepspeed_fit
 
 CLIPS = {"gradient_clipping": 0.5}
@@ -47,6 +48,20 @@ class InAHook(BoringModel):
         torch.nn.utils.clip_grad_value_(self.parameters(), 0.5)
 
 
+class WithOthers(Manual):
+    def training_step(self, batch, batch_idx):
+        self.manual_backward(self(batch).sum())
+        if not isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            self.clip_gradients(self.optimizers(), gradient_clip_val=0.5)
+            nn.utils.clip_grad_norm_(self.parameters(), 0.5)
+
+
+class NamedSo(BoringModel):
+    def training_step(self, batch, batch_idx):
+        assert not self.hparams.clip_gradients
+        return super().training_step(batch, batch_idx)
+
+
 class NeverCalled(BoringModel):
     def clip_as_elsewhere(self):
         nn.utils.clip_grad_norm_(self.parameters(), 0.5)
@@ -70,7 +85,8 @@ def test_what_the_engine_does_anyway_may_be_asked_for():
     check(Ours(), {"gradient_clipping": 0.5, "optimizer": None})
     with pytest.raises(ConfigurationError, match="clip_grad_norm_"):
         check(Torchs(), CLIPS)  # it would find no gradients
-    check(NeverCalled())
+    for kind in (NeverCalled, NamedSo, WithOthers):
+        check(kind())
     check(BoringModel())
 
 

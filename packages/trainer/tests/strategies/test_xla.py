@@ -13,6 +13,7 @@ from fulmen.fabric.optional_packages import is_installed
 from fulmen.fabric.strategies import XLAFSDPStrategy as FabricXLAFSDPStrategy
 from fulmen.fabric.strategies import XLAStrategy as FabricXLAStrategy
 from fulmen.trainer import Trainer
+from fulmen.trainer.demos import BoringModel
 from fulmen.trainer.errors import ConfigurationError, MissingPackageError
 from fulmen.trainer.plugins import XLACheckpointIO, XLAPrecision
 from fulmen.trainer.strategies import SingleDeviceXLAStrategy, XLAFSDPStrategy, XLAStrategy
@@ -90,6 +91,18 @@ def test_strategies_of_fabric_are_bound(torch_xla):
     assert (
         type(Trainer(accelerator="tpu", devices=2, strategy="xla", **QUIET).strategy.launcher).__name__ == "XLALauncher"
     )
+
+
+def test_no_device_is_used_before_the_processes_start(torch_xla, monkeypatch):
+    class Launched(Exception): ...
+
+    def launch(*args, **kwargs):
+        raise Launched
+
+    trainer = Trainer(accelerator="tpu", devices=2, precision="16-true", max_epochs=1, **QUIET)
+    monkeypatch.setattr(type(trainer.strategy.launcher), "launch", launch)
+    with pytest.raises(Launched):
+        trainer.fit(BoringModel())
 
 
 @pytest.mark.parametrize("kind", [FabricXLAFSDPStrategy, XLAFSDPStrategy])

@@ -87,14 +87,21 @@ def _end_pools(exit_code: int) -> None:
     while not (_waits_for_pool() and multiprocessing.active_children()):
         time.sleep(_LOOK_EVERY_S)
     end_children()
+    if _pool_is_over():
+        return
+    for process in multiprocessing.active_children():
+        process.kill()
+    if not _pool_is_over():  # else Python still does what the program wants done at its end
+        os._exit(exit_code)
+
+
+def _pool_is_over() -> bool:
     end_s = time.monotonic() + _POOL_ENDS_WITHIN_S
     while time.monotonic() < end_s:
         time.sleep(_LOOK_EVERY_S)
         if not _waits_for_pool():
-            return
-    for process in multiprocessing.active_children():
-        process.kill()
-    os._exit(exit_code)
+            return True
+    return False
 
 
 def _waits_for_pool() -> bool:

@@ -272,10 +272,22 @@ class Beside(Block):
         return x + self.down(torch.tanh(self.up(self.norm(x))) + torch.sigmoid(self.up(self.norm(x + 1)))) * mask
 
 
+class Shared(Block):
+    """Two layers with one bias: each is in a group of weights with it."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(8, 16)
+        self.gate.bias = self.up.bias
+
+    def forward(self, x, mask):
+        return x + self.down(torch.tanh(self.up(self.norm(x))) * torch.sigmoid(self.gate(x))) * mask
+
+
 @case(2)
 def layers_that_are_called_twice(n, folder):
     (batch,) = batches(1)
-    for kind in (Beside, Twice):
+    for kind in (Beside, Twice, Shared):
         module = build()
         module.blocks[2] = kind()
         plain = copy.deepcopy(module)

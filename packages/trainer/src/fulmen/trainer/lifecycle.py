@@ -112,7 +112,7 @@ def _run(context: RunContext, plan: Plan) -> Any:
     with ExitStack() as undo:
         try:
             try:
-                with context.signals.setting_up():
+                with context.signals.setting_up(partial(_put_back, plan)):
                     _set_up(context, plan)
                 undo.enter_context(torch.autograd.set_detect_anomaly(context.settings.detect_anomaly))
                 answer = plan.work()
@@ -287,6 +287,11 @@ def _is_consequence(error: Exception, context: RunContext) -> bool:
     return lost or context.strategy.world_size > 1
 
 
+def _put_back(plan: Plan, signum: int) -> None:
+    if plan.put_back is not None and signum in plan.also_hears:
+        plan.put_back()
+
+
 def _teardowns(context: RunContext, plan: Plan) -> list[Callable[[], Any]]:
     groups = (Listener.DATAMODULE, Listener.CALLBACKS, Listener.MODULE)
     calls = [call for group in groups for call in context.hooks.calls(group, "teardown")]
@@ -320,8 +325,8 @@ def _fail(context: RunContext, plan: Plan, error: BaseException, done: _Done) ->
     told: list[Callable[[], Any]] = [partial(settle, context)]
     if context.signals.stopped and plan.save_stopped is not None:
         told.append(plan.save_stopped)
-    elif isinstance(error, InterruptedBySignal) and error.signum in plan.also_hears and not context.signals.place:
-        told += [plan.put_back] if plan.put_back is not None else []  # the others may not be there: nothing is saved
+    elif isinstance(error, InterruptedBySignal) and not context.signals.place:
+        told.append(partial(_put_back, plan, error.signum))  # the others may not be there: nothing is saved
     for group in (Listener.CALLBACKS, Listener.DATAMODULE):
         told += [partial(call, error) for call in hooks.calls(group, "on_exception")]
     told.append(partial(settle, context))

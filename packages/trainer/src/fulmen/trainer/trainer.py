@@ -441,7 +441,9 @@ class Trainer(TrainerProperties):
         attach_data(self.context.data, module, entry, loaders, datamodule)
         check_entry_point(module, self.context.data, entry, self.settings)
         if entry is EntryPoint.FIT:
-            self.strategy.precision_plugin.check_training(self.strategy.root_device.type, "Trainer.fit(...)")
+            # A strategy may know its device only in the processes that it starts.
+            device_type = self.strategy.fabric_strategy.device_type or self.strategy.root_device.type
+            self.strategy.precision_plugin.check_training(device_type, "Trainer.fit(...)")
             self.strategy.check_fit(module, self.settings)
             check_callbacks(self.callbacks, self.strategy)
             source = self.context.data.source(Stage.TRAIN)

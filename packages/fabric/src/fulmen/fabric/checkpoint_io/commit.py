@@ -40,6 +40,8 @@ from fulmen.fabric.types import PathLike
 
 # Large enough for a disk to work at its full speed.
 _SYNCED_NUM_BYTES = 8 * 2**20
+# Places where now lies what was saved before, because a storage that failed did not let it have its name again.
+_EXCHANGED: set[str] = set()
 
 
 def commit(path: PathLike, write: Callable[[IO[bytes]], None]) -> int:
@@ -120,10 +122,16 @@ class FolderAside:
                     remove(join(self.path, name))
                 return
             sync_dir(self.place)
-            replace_folder(self.place, self.path)
+            try:
+                replace_folder(self.place, self.path)
+            except NotDurableError:
+                _EXCHANGED.add(self.place)
+                raise
 
     def abandon(self) -> None:
-        """Remove what was written so far."""
+        """Remove what was written so far; but what was saved before is kept, wherever it is."""
+        if self.place in _EXCHANGED:
+            return
         with suppress(OSError):
             if is_local(self.place):
                 shutil.rmtree(self.place)

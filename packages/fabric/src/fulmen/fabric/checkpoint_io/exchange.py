@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fulmen.fabric.checkpoint_io.linux_calls import exchange_names
 from fulmen.fabric.checkpoint_io.temporaries import Temporary
-from fulmen.fabric.filesystem import list_dir, sync_dir
+from fulmen.fabric.filesystem import NotDurableError, list_dir, sync_dir
 
 
 def replace_folder(new: str, path: str) -> None:
@@ -21,6 +21,7 @@ def replace_folder(new: str, path: str) -> None:
 
     Raises:
         OSError: If the storage fails. Both folders have their old names then, as far as it lets them.
+        NotDurableError: If they are exchanged, and could not be exchanged back: `new` is what was at `path`.
     """
     parent = Path(path).parent
     if not os.path.lexists(path):
@@ -30,8 +31,12 @@ def replace_folder(new: str, path: str) -> None:
         return
     old = new
     if os.path.isdir(path) and not os.path.islink(path) and exchange_names(new, path):
-        with _undone_by(lambda: exchange_names(new, path)):
+        try:
             sync_dir(parent)
+        except OSError as error:
+            if exchange_names(new, path):
+                raise
+            raise NotDurableError(error.errno, error.strerror, path) from error
     else:
         old = f"{new}.old"
         os.rename(path, old)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fulmen.fabric.checkpoint_io.commit import storage_failures
 from fulmen.fabric.checkpoint_io.exchange import replace_folder
-from fulmen.fabric.filesystem import sync_dir, temporary_beside
+from fulmen.fabric.filesystem import NotDurableError, sync_dir, temporary_beside
 
 
 def link_or_copy(path: str, link: str, *, symbolic: bool = True) -> None:
@@ -22,7 +22,7 @@ def link_or_copy(path: str, link: str, *, symbolic: bool = True) -> None:
         symbolic: Which kind is wanted. Where the file system has none of it, the other kind is taken, or a copy.
 
     Raises:
-        CheckpointError: If the storage fails; what was at `link` is unchanged.
+        CheckpointError: If the storage fails; what was at `link` is unchanged, or the new one is there, as it says.
     """
     with storage_failures(link):
         _link_or_copy(path, link, symbolic=symbolic)
@@ -46,7 +46,9 @@ def _link_or_copy(path: str, link: str, *, symbolic: bool) -> None:
         if os.path.isdir(link) and not os.path.islink(link):
             shutil.rmtree(link)  # a file cannot be renamed over a folder
         os.replace(aside, link)
-        sync_dir(Path(link).parent)
+        _sync_name(link)
+    except NotDurableError:  # what is aside may be what was there before
+        raise
     except BaseException:
         _remove(aside)
         raise
@@ -67,7 +69,15 @@ def _keep_for_link(path: str, link: str) -> None:
         if os.path.isdir(path):
             os.remove(link)  # a folder cannot be renamed over a link
         os.replace(path, link)
+        _sync_name(link)
+
+
+def _sync_name(link: str) -> None:
+    """Bring the new name to the disk, which nobody can take back."""
+    try:
         sync_dir(Path(link).parent)
+    except OSError as error:
+        raise NotDurableError(error.errno, error.strerror, link) from error
 
 
 def _symbolic(path: str, aside: Path, link: str) -> None:

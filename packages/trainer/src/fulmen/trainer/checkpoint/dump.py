@@ -89,7 +89,7 @@ def _own_state(run: RunContext, position: FitPosition) -> dict[str, Any]:
         "data": run.strategy.gather_different(prepared.state_dict()) if prepared is not None else None,
         "metrics": run.strategy.gather_different(run.metrics.state_dict()),
         "validation": {
-            "seen_batches": validation.seen_batches,
+            "seen_of": list(validation.seen_of),
             "under_way": validation.is_under_way,
             "data": None if validation.data is None else run.strategy.gather_different(dict(validation.data)),
         },

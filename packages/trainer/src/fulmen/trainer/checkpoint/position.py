@@ -12,13 +12,13 @@ class ValidationPosition:
     """Where the validation inside a fit is.
 
     Attributes:
-        seen_batches: Validation batches of the whole fit, without those of a pass that is under way.
+        seen_of: Batches of each validation loader in the whole fit, without those of a pass that is under way.
         rng: The random numbers of this process with which the pass under way began; None if none is under way.
             A checkpoint written inside a pass, before its means are out, lets it begin anew.
         data: What makes the next pass over the loaders, or the one under way; None if there are none yet.
     """
 
-    seen_batches: int = 0
+    seen_of: tuple[int, ...] = ()
     rng: Mapping[str, Any] | None = None
     data: Mapping[str, Any] | None = None
 

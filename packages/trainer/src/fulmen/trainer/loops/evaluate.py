@@ -1,5 +1,6 @@
 """Validate and test: every batch once, without gradients, and the means of what was logged."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fulmen.fabric.seeding import collect_rng_state
@@ -46,8 +47,7 @@ class EvaluateLoop:
         self._skips = True
         self._fit = fit or FitCounts()
         self._inside_fit = inside_fit
-        self._seen_batches = 0  # over the whole run
-        self._seen_of: list[int] = []  # of each loader: the x value of metrics that are logged by step
+        self._seen_of: list[int] = []  # batches of each loader in the whole run: the x value of metrics of steps
         self._saved_data: list[dict[str, Any]] | None = None  # of the run that goes on, until there are loaders
         self._begun: ValidationPosition | None = None  # with what the pass under way began, until its means are out
 
@@ -100,21 +100,28 @@ class EvaluateLoop:
     @property
     def position(self) -> ValidationPosition:
         """Where it is, as far as the counts do not say it."""
-        return self._begun or ValidationPosition(self._seen_batches, data=self._resting_state())
+        return self._begun or ValidationPosition(tuple(self._seen_of), data=self._resting_state())
 
     def _resting_state(self) -> dict[str, Any] | None:
         prepared = self.run_context.data.prepared.get(self.source_stage)
         return None if prepared is None else prepared.resting_state()
 
-    def go_on_from(self, *, seen_batches: int, under_way: bool, data: list[dict[str, Any]] | None = None) -> None:
+    def go_on_from(
+        self,
+        *,
+        under_way: bool,
+        seen_of: Sequence[int] = (),
+        seen_batches: int = 0,
+        data: list[dict[str, Any]] | None = None,
+    ) -> None:
         """Be there again; the counts have been restored before. A pass that was under way has not begun.
 
         Args:
-            seen_batches, under_way: As in `ValidationPosition`.
+            under_way, seen_of: As in `ValidationPosition`.
+            seen_batches: Of all loaders together: all that the first checkpoints of ours have.
             data: Its `data`, of each process that sees other data.
         """
-        self._seen_batches, self._saved_data = seen_batches, data
-        self._seen_of = []
+        self._seen_of, self._saved_data = list(seen_of) or [seen_batches], data
         if under_way:
             batch = self.counts.batch
             self.counts.batch = Cursor(batch.total - batch.current, 0)
@@ -125,12 +132,12 @@ class EvaluateLoop:
         with run.metrics.inside(self.stage, len(self.max_batches)), evaluating(run, self.word):
             run.metrics.begin_epoch()
             if self._inside_fit:
-                self._begun = ValidationPosition(self._seen_batches, collect_rng_state(), self._resting_state())
+                self._begun = ValidationPosition(tuple(self._seen_of), collect_rng_state(), self._resting_state())
             self._fire("start")
             self._fire("epoch_start")
             # Only now: a hook may have had the loaders made anew.
             if len(self._seen_of) != len(self.max_batches):
-                self._seen_of = shares_of(self._seen_batches, self.max_batches)
+                self._seen_of = shares_of(sum(self._seen_of), self.max_batches)
             fetcher = Fetcher(run.data.prepared[self.source_stage].loader, self._limits, indexed=True)
             run_batches(
                 run, self.word, self.counts, fetcher, num_loaders=len(self.max_batches), after=self._after_batch
@@ -158,7 +165,6 @@ class EvaluateLoop:
     def _after_batch(self, _answer: Any, loader: int) -> None:
         self.run_context.metrics.publish_step(self._seen_of[loader])
         self._seen_of[loader] += 1
-        self._seen_batches += 1
 
 
 def shares_of(seen_batches: int, lengths: list[int | float]) -> list[int]:

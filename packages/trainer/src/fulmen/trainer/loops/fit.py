@@ -257,7 +257,7 @@ class FitLoop:
             return
         first = when.validates_in_epoch(self.counts.epoch.total, run.settings.check_val_every_n_epoch)
         if self.restored is not None:  # they were there, and callbacks decide by that when they save
-            first = first or bool(run.settings.num_sanity_val_steps) or self.val_loop.position.seen_batches > 0
+            first = first or bool(run.settings.num_sanity_val_steps) or any(self.val_loop.position.seen_of)
         if Stage.VALIDATE in data.prepared or first:
             with run.state.inside(Stage.VALIDATE):
                 self.val_loop.setup_data()

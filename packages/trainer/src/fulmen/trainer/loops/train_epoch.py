@@ -196,7 +196,8 @@ class TrainEpochLoop:
 
     def after_epoch(self, epoch: int) -> None:
         """What follows the hooks at the end of `epoch` (0-based)."""
-        self._schedulers.after_epoch(epoch, plateau=True)
+        if not self.was_cut:  # whoever goes on inside the epoch comes to its end again
+            self._schedulers.after_epoch(epoch, plateau=True)
         # The last step of the epoch, on the same axis as the steps' own metrics.
         self.run_context.metrics.publish_epoch(max(self.counts.stepped_batches - 1, 0), epoch)
 
@@ -228,9 +229,9 @@ class TrainEpochLoop:
         # Of data without a length, `is_last` fetches the next batch: before the step only where the step must know.
         closes_window = run.settings.accumulate_grad_batches != 1 and fetcher.is_last
         output = self._run_optimization(batch, index, closes_window)
-        if fetcher.end is None:
-            counts.is_last_batch = fetcher.is_last
-        return self._finish_batch(output, batch, index, counts.is_last_batch)
+        end = fetcher.end  # as `is_last`, without the call where the length is known
+        is_last = counts.is_last_batch = fetcher.is_last if end is None else fetcher.count >= end
+        return self._finish_batch(output, batch, index, is_last)
 
     def _run_self_fetching(self, batches: BatchIterator, fetcher: Fetcher) -> bool:
         """As `_run_batch`, of a step that takes as many batches as it likes; hooks hear of the last one taken."""

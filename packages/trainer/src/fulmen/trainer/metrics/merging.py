@@ -20,8 +20,8 @@ _JOIN: dict[str, tuple[Callable[[Any, Any], Any], Callable[[Tensor, Tensor], Ten
 def share_of(states: Sequence[State], rank: int, num_shares: int) -> State:
     """What process `rank` goes on with: its own state, or its share of those of another number of processes.
 
-    Sums, means and extremes over all processes stay what they were. A metric object goes on with what one of the
-    processes had: how two of them are joined only it knows.
+    Sums, means and extremes over all processes stay what they were. How two states of a metric object are joined only
+    it knows: what further processes had is under "others".
 
     Args:
         states: What `MetricsBoard.state_dict` gave, of each process then; of those that saw other data.
@@ -50,6 +50,9 @@ def without_metrics(state: State) -> State:
 
 
 def _joined(one: dict[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    if "metric" in one and "metric" in other:
+        mine, state = one["metric"], other["metric"]["state"]
+        return {**one, "metric": {**mine, "others": [*mine.get("others", []), state]}}
     if "accumulator" not in one or "accumulator" not in other:
         return one
     a, b = one["accumulator"], other["accumulator"]

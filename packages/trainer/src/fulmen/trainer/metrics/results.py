@@ -1,6 +1,6 @@
 """Every logged value of one stage: what each place of `self.log` gathered, for the step and for the epoch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from enum import Enum
 from typing import Any, Protocol, cast
@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from fulmen.fabric.rank_zero import warn_once
 from fulmen.trainer.metrics.accumulator import ACCUMULATORS, Accumulator, Scalar, wide_tensor
 from fulmen.trainer.metrics.log_call import LogCall
 from fulmen.trainer.metrics.scalars import metric_result
@@ -31,6 +32,7 @@ class MetricObject(Protocol):
     _forward_cache: Any
     _update_count: int
     _computed: Any
+    _reductions: Mapping[str, Any]  # of each state: from one tensor of those of all processes to their joint one
 
     def compute(self) -> Any:
         """The value so far, over all processes."""
@@ -222,15 +224,42 @@ def _copy_of(metric: MetricObject) -> dict[str, Any]:
     return {**state, "state": values}
 
 
-def _restore_metric(metric: MetricObject, state: Mapping[str, Any]) -> None:
-    if state["state"] is None:
+def _restore_metric(metric: MetricObject, saved: Mapping[str, Any]) -> None:
+    if saved["state"] is None:
         metric.reset()
         return
-    values = {
-        name: [item.to(metric.device) for item in value] if isinstance(value, list) else value.to(metric.device)
-        for name, value in state["state"].items()
+    states = [_on_device(state, metric.device) for state in (saved["state"], *saved.get("others", ()))]
+    try:
+        joined = _joined(states, metric._reductions) if len(states) > 1 else states[0]
+    except TypeError as error:
+        joined = states[0]
+        warn_once(
+            f"{type(metric).__name__} ({saved['path']!r}) goes on in this epoch with what one of {len(states)}"
+            f" processes had. Fewer read data now, and {error}, so its value of this epoch lacks what the others saw."
+            " Give that state one, log numbers instead, or resume at the end of an epoch."
+        )
+    _put_state(metric, {"state": joined, "updates": saved["updates"]})
+
+
+def _joined(states: Sequence[Mapping[str, Any]], reductions: Mapping[str, Any]) -> dict[str, Any]:
+    """What several processes had gathered, as a metric object joins itself at the end of an epoch."""
+    joined: dict[str, Any] = {}
+    for name, first in states[0].items():
+        values, reduction = [state[name] for state in states], reductions[name]
+        if isinstance(first, list):
+            joined[name] = [item for value in values for item in value]
+        elif reduction is None:
+            raise TypeError(f"its state {name!r} has no dist_reduce_fx that joins two")
+        else:
+            joined[name] = reduction(torch.stack(values))
+    return joined
+
+
+def _on_device(state: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        name: [item.to(device) for item in value] if isinstance(value, list) else value.to(device)
+        for name, value in state.items()
     }
-    _put_state(metric, {**state, "state": values})
 
 
 def _put_state(metric: MetricObject, state: Mapping[str, Any]) -> None:

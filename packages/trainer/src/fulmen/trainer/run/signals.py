@@ -72,7 +72,8 @@ class Signals:
 
         Args:
             pass_on: Told the number of the signal, where other processes take part in the work.
-            also: Further signals that end the run, beside SIGTERM, SIGHUP and SIGINT.
+            also: Further signals that end the run, beside SIGTERM, SIGHUP and SIGINT. They tell of the job's end
+                in time, and mean nothing to a run whose loops are over.
             only_starts: Does this process only start those that work? Then what it forks is a part of the run, which
                 keeps what it hears until it listens for itself. What others fork is not: a pool of the user's.
 
@@ -141,16 +142,23 @@ class Signals:
             for number, handler in before.items():
                 if handler is not None:
                     signal.signal(number, handler)
-        if self.caught:
+        if self.caught in self._also and self.place == _OVER:
+            name = signal.Signals(self.caught).name
+            rank_zero_info(f"{name} came when the run was over: nothing is left to do, and the program goes on.")
+        elif self.caught:
             raise ending(self.caught)
 
     @contextmanager
-    def setting_up(self) -> Iterator[None]:
+    def setting_up(self, before_exit: Callable[[int], object] | None = None) -> Iterator[None]:
         """While the run is set up: a signal may wait for its first place to stop, and a few seconds at most.
 
         Then it ends the run wherever it is. Nothing has begun that could be lost; the other processes may be gone
         because of the same signal, and to import and to set up may take long. Who has met the others keeps to what
-        comes with one of the signals in `also`: it has to be acted on in good order.
+        comes with one of the signals in `also`: it has to be acted on in good order. Where code of C lets nothing
+        through, the process ends at once.
+
+        Args:
+            before_exit: Told the number of the signal before that, in a thread of its own.
 
         Raises:
             InterruptedBySignal: If it took longer.
@@ -161,7 +169,9 @@ class Signals:
             return
         self._is_overdue = self._has_raised = self._has_met = False
         is_over = threading.Event()
-        watch = threading.Thread(target=self._watch_setup, args=(is_over,), name="fulmen-set-up", daemon=True)
+        watch = threading.Thread(
+            target=self._watch_setup, args=(is_over, before_exit), name="fulmen-set-up", daemon=True
+        )
         watch.start()
         try:
             yield
@@ -172,7 +182,7 @@ class Signals:
             finally:  # it may have sent its signal just now
                 self._is_overdue = False
 
-    def _watch_setup(self, is_over: threading.Event) -> None:
+    def _watch_setup(self, is_over: threading.Event, before_exit: Callable[[int], object] | None) -> None:
         due_s: float | None = None
         while not is_over.wait(_LOOK_EVERY_S):
             if not self.caught or (self._has_met and self.caught in self._also):
@@ -182,13 +192,17 @@ class Signals:
             if time.monotonic() > due_s and not (at_prompt and _is_importing(_frame_of_main_thread())):
                 self._is_overdue = True
                 _signal_main_thread(self.caught)  # the handler runs there, and raises
-                if not is_over.wait(_LEAVES_WITHIN_S):
+                if not (is_over.wait(_LEAVES_WITHIN_S) or hasattr(sys, "ps1")):  # a notebook goes on with its processes
                     end_children()  # on its way out it waits for a pool that works on
                 if not (at_prompt or is_over.wait(_LEAVES_WITHIN_S) or self._has_raised):
                     # Deep in code of C, as where a process waits for the one that all meet at.
                     name = signal.Signals(self.caught).name
                     os.write(2, f"\nEnding the run at once: {name} came while it was set up.\n".encode())
-                    os._exit(128 + self.caught)
+                    try:
+                        if before_exit is not None:
+                            before_exit(self.caught)
+                    finally:
+                        os._exit(128 + self.caught)
                 return
 
     def stop_with_others(self, store: Any, rank: int, world_size: int, *, ends_alone: bool = False) -> None:

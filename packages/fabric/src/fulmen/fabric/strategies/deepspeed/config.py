@@ -176,6 +176,9 @@ def completed(
         world_size: The number of processes.
     """
     result = deepcopy(dict(config))
+    for name in ("optimizer", "scheduler"):
+        if result.get(name, 0) is None:
+            del result[name]  # DeepSpeed looks into what is there
     if run_counts:
         for key in ("gradient_accumulation_steps", "train_batch_size", "managed_gradient_accumulation"):
             result.pop(key, None)

@@ -26,7 +26,12 @@ def stage_class() -> Any:
             self._is_waiting = waits
             # torch finds weights on the ways to what arrives, and where no gradient goes back there is no way.
             self._goes_back = self.is_first or any(one.requires_grad for one in kwargs["input_args"])
-            self._is_done: set[int] = set()
+            self._done_at_once: set[int] = set()
+
+        def forward_one_chunk(self, *args: Any, **kwargs: Any) -> Any:
+            output = super().forward_one_chunk(*args, **kwargs)
+            self.output_chunks.clear()  # torch would join losses, and keep what they have come from
+            return output
 
         def backward_one_chunk(
             self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True, last_backward: bool = False
@@ -34,17 +39,18 @@ def stage_class() -> Any:
             at_once = not full_backward and not self._goes_back
             super().backward_one_chunk(bwd_chunk_id, loss, full_backward or at_once, last_backward)
             if at_once:
-                self._is_done.add(bwd_chunk_id)
+                self._done_at_once.add(bwd_chunk_id)
 
         def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
-            if bwd_chunk_id in self._is_done:
-                self._is_done.remove(bwd_chunk_id)
+            if bwd_chunk_id in self._done_at_once:
+                self._done_at_once.remove(bwd_chunk_id)
             else:
                 super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
 
         def backward_maybe_with_nosync(
             self, backward_type: str, bwd_kwargs: dict[str, Any], last_backward: bool = False
         ) -> Any:
+            last_backward = last_backward and not self._is_waiting()  # torch 2.9 exchanges gradients after it
             if backward_type != "input":
                 return super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
             ends = _Ends(bwd_kwargs["stage_output"], bwd_kwargs["output_grads"])  # torch detaches them
@@ -52,8 +58,9 @@ def stage_class() -> Any:
             groups = found or []
             apart = [group for group in groups if len(group["intermediates"]) == 1]
             if len(apart) < len(groups):
-                nodes = [node for group in groups if len(group["intermediates"]) > 1 for node in group["params"]]
-                ends.add_gradients(nodes, list(self.submod.parameters()))
+                # A weight that meets several others may be in the group of each.
+                nodes = {node for group in groups if len(group["intermediates"]) > 1 for node in group["params"]}
+                ends.add_gradients(list(nodes), list(self.submod.parameters()))
             return gradients, apart
 
         # In a V, two stages that follow each other are on one process. torch hands gradients from one to the other also
@@ -71,6 +78,14 @@ def stage_class() -> Any:
 
         def _post_metadata_inference_cleanup(self) -> None:
             # Shapes are given, so nothing has run. torch would take away gradients, which are of batches before.
+            pass
+
+        def _get_init_p2p_neighbors_ops(self) -> Any:
+            # NCCL needs a first exchange. That of torch 2.9 sends eight bytes where gloo awaits four, in a V to itself.
+            return [] if self.device.type == "cpu" else super()._get_init_p2p_neighbors_ops()
+
+        def _validate_fwd_outputs(self, outputs: Any) -> None:
+            # torch 2.9 compares types and strides with those of the rehearsal; a loss may have any.
             pass
 
     return Stage

@@ -143,8 +143,7 @@ class PipelineSteps:
             places = torch.arange(len(micro_batches))
             try:
                 # torch cuts what it gets into as many parts; each stage is told the number of its micro-batch.
-                args = {"place": places, "target": places if backward else None, "return_outputs": False}
-                schedule.step(**args)
+                schedule.step(place=places, target=places if backward else None)
             except RuntimeError as error:
                 # torch puts what a stage says into an error of its own.
                 if failure:
@@ -242,8 +241,18 @@ class PipelineSteps:
         loss = partial(_part_of_mean, num) if backward else None
         pipeline = self.staged.pipeline
         name = pipeline.schedule_for(num, self._size) if backward else pipeline.schedule_without_backward
+        if name == GPIPE and num < num_stages:
+            name = LOOPED  # the same with one stage here; GPipe of torch 2.9 refuses so few
         kind = getattr(pipelining, TORCH_NAMES[name])
-        return kind(stages if pipeline.loops else stages[0], num, loss_fn=loss, scale_grads=False)
+        in_order = getattr(pipelining.schedules, "_PipelineScheduleRuntime", object)  # torch 2.9 has others
+        if pipeline.loops and num < self._size and not issubclass(kind, in_order):
+            raise ConfigurationError(
+                f"Pipeline(schedule={pipeline.schedule!r}) got a batch of {num} micro-batches for {self._size}"
+                f" processes. With several stages on each, torch {torch.__version__} computes wrong gradients of so"
+                " few. Pass a batch size that micro_batches divides and drop_last=True, or use a newer torch."
+            )
+        given = stages if pipeline.loops or name == LOOPED else stages[0]
+        return kind(given, num, loss_fn=loss, output_merge_spec=(), scale_grads=False)
 
 
 def cut_batch(batch: Any, parts_of: Callable[[int], int]) -> list[Any]:
