@@ -506,6 +506,16 @@ def test_a_stage_that_an_error_ends_has_shown_its_last_values():
     assert board.callback_metrics == {"a": 2.0}
 
 
+def test_what_cannot_be_shown_after_an_error_hides_it_not():
+    class Breaks(MetricsBoard):
+        def _show(self):
+            if self._results.training:
+                raise RuntimeError("the device is gone")
+
+    with pytest.raises(ValueError, match="first"), Breaks().inside(Stage.TRAIN):
+        raise ValueError("first")
+
+
 def test_what_evaluation_shows_can_be_changed_outside(run_type):
     run = run_type({"validation_step": lambda board, e, i, k: board.log("a", torch.tensor(1.0), on_step=True)})
     run.evaluate(Stage.VALIDATE, [2])

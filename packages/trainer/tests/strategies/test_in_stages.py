@@ -127,7 +127,7 @@ def fitted(folder, pipeline, *, save=None, ckpt_path=None, one_file=False):
 
 def run_all(folder, rank):
     store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=300))
     # As torchrun starts a process; the group is open already, so that no port is needed.
     names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": PROCESSES, "LOCAL_WORLD_SIZE": PROCESSES}
     os.environ |= {name: str(value) for name, value in names.items()}

@@ -107,10 +107,11 @@ class MetricsBoard:
             results.load_state_dict(self._resumed, self._device, self._module)
             self._resumed = None
         try:
-            try:
-                yield
-            finally:  # a stopped run is looked at too, and saved
-                self._show()
+            yield
+            self._show()
+        except (KeyboardInterrupt, SystemExit):  # a stopped run is looked at too, and saved
+            self._show()
+            raise
         finally:
             self._stages.remove(results)
             self._left = results if results.training else self._left  # a stopped run is saved when it has left
@@ -430,8 +431,7 @@ class MetricsBoard:
 
     def show(self, shown: Mapping[str, Mapping[str, Any]]) -> None:
         """Show what another process has seen."""
-        self._callback, self._logged = dict(shown["callback"]), dict(shown["logged"])
-        self._bar = dict(shown["bar"])
+        self._callback, self._logged, self._bar = (dict(shown[name]) for name in ("callback", "logged", "bar"))
 
     def state_dict(self) -> dict[str, Any]:
         """What is shown and what the rest of a training epoch needs, loadable with `weights_only=True`."""
