@@ -1,10 +1,14 @@
 """A process ends in time, whatever it is doing."""
 
+import gc
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from fulmen.fabric.ending import frame_of
 
 # In every case Python would go on for a minute. The exit code of a process that was ended is 1.
 _CASES = {
@@ -95,3 +99,18 @@ def test_who_is_told_to_end_does_what_the_program_does_at_its_end():
     code += "atexit.register(print, 'said'); atexit.register(time.sleep, 2.5); end_despite_pools(143)\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (0, "said\n")
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_no_garbage_is_collected_while_it_is_asked_where_a_thread_is(collects, monkeypatch):
+    frames, asked = sys._current_frames(), []
+    monkeypatch.setattr(sys, "_current_frames", lambda: asked.append(gc.isenabled()) or frames)
+    before = gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        assert frame_of(threading.main_thread().ident) is frames[threading.get_ident()]
+        assert frame_of(None) is None
+        assert asked == [False, False]
+        assert gc.isenabled() is collects
+    finally:
+        (gc.enable if before else gc.disable)()

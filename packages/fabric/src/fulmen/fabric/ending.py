@@ -7,12 +7,13 @@ it wait for half an hour. Whoever fails must not hold up the others for that lon
 from __future__ import annotations
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 import sys
 import threading
 import time
-from types import TracebackType
+from types import FrameType, TracebackType
 
 _LOOK_EVERY_S = 0.2
 _POOL_ENDS_WITHIN_S = 1.5
@@ -104,9 +105,22 @@ def _pool_is_over() -> bool:
     return False
 
 
+def frame_of(thread: int | None) -> FrameType | None:
+    """Where the thread with this identity is; None if it has ended."""
+    # Python 3.11 makes the frames under the lock that every new thread and every fork needs. If garbage were collected
+    # there, code of that garbage might wait, let another thread run into that lock, and both would wait for ever.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames().get(thread or 0)
+    finally:
+        if collects:
+            gc.enable()
+
+
 def _waits_for_pool() -> bool:
     """Is the main thread where Python waits for processes at its end, and no user code below it?"""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    frame = frame_of(threading.main_thread().ident)
     modules: list[str] = []
     while frame is not None:
         modules.append(frame.f_globals.get("__name__", ""))

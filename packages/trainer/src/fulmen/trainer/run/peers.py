@@ -13,7 +13,6 @@ import json
 import os
 import re
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -21,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fulmen.fabric.ending import exit_no_more, exit_within
+from fulmen.fabric.ending import exit_no_more, exit_within, frame_of
 from fulmen.fabric.errors import ProcessHangsError
 from fulmen.fabric.launchers.failures import Weight, failure_from_error
 
@@ -180,7 +179,7 @@ class Peers:
         if self._has_answered or not self._store.check(["stuck"]):
             return
         self._has_answered = True
-        frame = sys._current_frames().get(self._working_thread)
+        frame = frame_of(self._working_thread)
         stack = "".join(traceback.format_stack(frame)) if frame is not None else "  (it has ended)\n"
         self._store.set(f"stack/{self._rank}", stack)
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from fulmen.fabric.ending import end_children, end_despite_pools
+from fulmen.fabric.ending import end_children, end_despite_pools, frame_of
 from fulmen.fabric.rank_zero import rank_zero_info, rank_zero_only
 from fulmen.trainer.errors import InterruptedBySignal
 from fulmen.trainer.run.common_stop import CommonStop
@@ -189,7 +189,7 @@ class Signals:
                 continue
             due_s = due_s or time.monotonic() + _SET_UP_WITHIN_S
             at_prompt = self.caught == signal.SIGINT  # or in a notebook, which goes on with what is imported
-            if time.monotonic() > due_s and not (at_prompt and _is_importing(_frame_of_main_thread())):
+            if time.monotonic() > due_s and not (at_prompt and _is_importing(frame_of(threading.main_thread().ident))):
                 self._is_overdue = True
                 _signal_main_thread(self.caught)  # the handler runs there, and raises
                 if not (is_over.wait(_LEAVES_WITHIN_S) or hasattr(sys, "ps1")):  # a notebook goes on with its processes
@@ -350,10 +350,6 @@ def _is_importing(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _frame_of_main_thread() -> FrameType | None:
-    return sys._current_frames().get(threading.main_thread().ident or 0)
 
 
 def _signal_main_thread(number: int) -> None:
