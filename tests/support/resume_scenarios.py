@@ -322,7 +322,11 @@ def fit(
     if saver is not None and saver.cut.ending in ("steps over", "after"):
         saver.is_over = not trainer.fit_loop.epoch_loop.was_cut and trainer.current_epoch == trainer.max_epochs
     if saver is not None and saver.cut.ending == "after":
-        saver.mark = saver.mark if trainer.fit_loop.epoch_loop.was_cut else saver.place()
+        tape, rows = saver.place()
+        if saver.mark is None:
+            saver.mark = tape, rows
+        elif not trainer.fit_loop.epoch_loop.was_cut:  # its row is out; an average may have looked at data behind it
+            saver.mark = saver.mark[0], rows
         trainer.save_checkpoint(saver.path)
     outcome.end = _end(trainer, module)
     return outcome, saver

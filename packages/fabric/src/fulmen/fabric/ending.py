@@ -13,6 +13,8 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType, TracebackType
 
 _LOOK_EVERY_S = 0.2
@@ -81,7 +83,17 @@ def end_despite_pools(exit_code: int) -> None:
     if _Told.pid == os.getpid():
         return
     _Told.pid = os.getpid()
-    threading.Thread(target=_end_pools, args=(exit_code,), name="fulmen-ending", daemon=True).start()
+    # Called when Python begins to end, the last one first: before `concurrent.futures` waits for its processes. Nothing
+    # public comes before that.
+    register: Callable[..., object] | None = getattr(threading, "_register_atexit", None)
+    if register is not None:
+        with suppress(RuntimeError):  # Python is ending already
+            register(_watch_the_end, exit_code)
+
+
+def _watch_the_end(exit_code: int) -> None:
+    if _Told.pid == os.getpid():
+        threading.Thread(target=_end_pools, args=(exit_code,), name="fulmen-ending", daemon=True).start()
 
 
 def _end_pools(exit_code: int) -> None:
