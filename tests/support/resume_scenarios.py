@@ -266,6 +266,7 @@ class Saver(Checkpoint):
         elif self.cut.ending in ("steps over", "after"):
             if name == "on_train_epoch_end" and trainer.global_step >= trainer.max_steps:
                 self.mark = self.place()
+                self.stopped = trainer.should_stop  # by an early stopping, at the same batch
                 if self.cut.ending == "steps over":
                     trainer.save_checkpoint(self.path)
         elif name == self.cut.moment:
