@@ -264,9 +264,9 @@ class Saver(Checkpoint):
         if self.mark is not None:
             self.later -= 1
         elif self.cut.ending in ("steps over", "after"):
+            self.stopped |= trainer.should_stop  # by an early stopping
             if name == "on_train_epoch_end" and trainer.global_step >= trainer.max_steps:
                 self.mark = self.place()
-                self.stopped = trainer.should_stop  # by an early stopping, at the same batch
                 if self.cut.ending == "steps over":
                     trainer.save_checkpoint(self.path)
         elif name == self.cut.moment:
@@ -323,11 +323,9 @@ def fit(
     if saver is not None and saver.cut.ending in ("steps over", "after"):
         saver.is_over = not trainer.fit_loop.epoch_loop.was_cut and trainer.current_epoch == trainer.max_epochs
     if saver is not None and saver.cut.ending == "after":
-        tape, rows = saver.place()
-        if saver.mark is None:
-            saver.mark = tape, rows
-        elif not trainer.fit_loop.epoch_loop.was_cut:  # its row is out; an average may have looked at data behind it
-            saver.mark = saver.mark[0], rows
+        if not trainer.fit_loop.epoch_loop.was_cut:  # its row is out; an average may have looked at data behind it
+            tape, rows = saver.place()
+            saver.mark = saver.mark[0] if saver.mark is not None else tape, rows
         trainer.save_checkpoint(saver.path)
     outcome.end = _end(trainer, module)
     return outcome, saver
