@@ -42,6 +42,7 @@ EXT4_IOC_SHUTDOWN = 0x8004587D
 NO_LOG_FLUSH = 2
 NUM_MEGABYTES = 256
 MAX_WAIT_S = 0.5
+BUSY_AT_MOST_S = 20.0
 PLAIN = "torch.save, os.replace"
 
 
@@ -104,7 +105,15 @@ class Disk:
 
     def unmount(self) -> None:
         """Take it away."""
-        said("umount", str(self.place))
+        end_s = time.monotonic() + BUSY_AT_MOST_S
+        while True:
+            try:
+                said("umount", str(self.place))
+                return
+            except OSError as error:  # the system still closes the files of a process that was killed
+                if "busy" not in str(error) or time.monotonic() > end_s:
+                    raise
+            time.sleep(0.1)
 
     def cut(self) -> None:
         """From now on nothing reaches the disk."""

@@ -10,6 +10,7 @@ import resource
 import subprocess
 import tarfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -314,6 +315,24 @@ def test_an_error_of_the_disk_is_told_with_path_and_bytes(
     monkeypatch.setattr(module, "atomic_open", failing)
     with pytest.raises(CheckpointError, match=r"a\.ckpt.*Input/output error, after \d+ bytes"):
         io.save_checkpoint({"weight": torch.zeros(1_000_000)}, tmp_path / "a.ckpt")
+    assert io.load_checkpoint(tmp_path / "a.ckpt") == {"step": 1}
+    assert os.listdir(tmp_path) == ["a.ckpt"]
+
+
+def test_what_a_failing_disk_does_not_give_back_is_no_save(
+    io: TorchCheckpointIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    io.save_checkpoint({"step": 1}, tmp_path / "a.ckpt")
+    opened = zipfile.ZipFile
+
+    def cut(path: str) -> zipfile.ZipFile:
+        os.truncate(path, 100)
+        return opened(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile, "ZipFile", cut)
+        with pytest.raises(CheckpointError, match=r"a\.ckpt.*what was written cannot be read back"):
+            io.save_checkpoint({"step": 2}, tmp_path / "a.ckpt")
     assert io.load_checkpoint(tmp_path / "a.ckpt") == {"step": 1}
     assert os.listdir(tmp_path) == ["a.ckpt"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import zipfile
@@ -253,12 +254,15 @@ def compression_in(file: IO[bytes] | Any) -> str | None:
 
 
 def _unsafe_in(path: str) -> list[str]:
-    with zipfile.ZipFile(path) as archive:
-        pickled = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
-        if pickled is not None and not _NAMED.search(_PLAIN.sub(b"", archive.read(pickled))):
-            return []
-    with open(path, "rb") as file:
-        return unsafe_classes(file)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickled = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
+            if pickled is not None and not _NAMED.search(_PLAIN.sub(b"", archive.read(pickled))):
+                return []
+        with open(path, "rb") as file:
+            return unsafe_classes(file)
+    except (zipfile.BadZipFile, EOFError) as error:  # to zipfile, a file ends where the disk fails
+        raise OSError(errno.EIO, "what was written cannot be read back", path) from error
 
 
 def _unsafe_classes(file: IO[bytes]) -> list[str]:
