@@ -4,6 +4,7 @@ import gc
 import os
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,10 @@ def rows() -> Rows:
     return Rows()
 
 
-def _work(rank: int, function: Callable[[Path, int], dict[Any, Any]], folder: Path) -> None:
+def _work(rank: int, function: Callable[[Path, int], dict[Any, Any]], folder: Path, count: int) -> None:
     torch.set_num_threads(1)
     try:
+        _open_group(rank, folder, count)
         found = function(folder, rank)
     except BaseException:
         found = {"failed": traceback.format_exc()}
@@ -77,15 +79,26 @@ def _work(rank: int, function: Callable[[Path, int], dict[Any, Any]], folder: Pa
     os._exit(0)  # a process that failed must not wait for the other ones
 
 
+def _open_group(rank: int, folder: Path, count: int) -> None:
+    """As torchrun starts a process; but the group is open already, by a file, so that no port is needed."""
+    meet, patience = f"file://{folder}/store", timedelta(seconds=300)
+    torch.distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=count, timeout=patience)
+    names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    others = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1, "TORCHELASTIC_RUN_ID": 1, "TORCHELASTIC_RESTART_COUNT": 0}
+    os.environ |= {name: str(value) for name, value in (names | others).items()}
+
+
 @pytest.fixture(scope="session")
 def in_processes() -> Any:
     """`in_processes(function, folder, count)`: what `function(folder, rank)` answers in each of `count` processes.
+
+    They are those of one run, and have met.
 
     They are forked, so that they share the imported torch: what takes long to import is imported before.
     """
 
     def run(function: Callable[[Path, int], dict[Any, Any]], folder: Path, count: int) -> list[dict[Any, Any]]:
-        torch.multiprocessing.start_processes(_work, args=(function, folder), nprocs=count, start_method="fork")
+        torch.multiprocessing.start_processes(_work, args=(function, folder, count), nprocs=count, start_method="fork")
         found = [torch.load(folder / f"{rank}.pt") for rank in range(count)]
         for one in found:
             assert "failed" not in one, one["failed"]

@@ -3,13 +3,9 @@
 The processes do everything in one life, for their start is what takes time.
 """
 
-import os
-from datetime import timedelta
-
 import pytest
 import torch
 import torch._dynamo  # DDP imports it, which takes seconds; forked processes have what is there already
-import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -101,14 +97,6 @@ def fitted(folder, *callbacks, size=1, norm=False, ckpt_path=None, batch_size=No
 
 
 def run_all(folder, rank):
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=300)
-    )
-    # As torchrun starts a process; the group is open already, so that no port is needed.
-    names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": PROCESSES, "LOCAL_WORLD_SIZE": PROCESSES}
-    os.environ |= {name: str(value) for name, value in names.items()}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "1"}
-    os.environ |= {"TORCHELASTIC_RESTART_COUNT": "0"}
     seen = {}
     for name, make in CALLBACKS.items():
         path = folder / f"{name}.ckpt"

@@ -1,11 +1,7 @@
 """A LightningModule in the stages of a pipeline, in two real processes: it trains, logs and goes on as in one."""
 
-import os
-from datetime import timedelta
-
 import pytest
 import torch
-import torch.distributed as dist
 import torchmetrics
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -126,13 +122,6 @@ def fitted(folder, pipeline, *, save=None, ckpt_path=None, one_file=False):
 
 
 def run_all(folder, rank):
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=300))
-    # As torchrun starts a process; the group is open already, so that no port is needed.
-    names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": PROCESSES, "LOCAL_WORLD_SIZE": PROCESSES}
-    os.environ |= {name: str(value) for name, value in names.items()}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "1"}
-    os.environ |= {"TORCHELASTIC_RESTART_COUNT": "0"}
     seen = {}
     for name, pipeline in PIPELINES.items():
         seen[name] = fitted(folder, pipeline, save=folder / f"{name}.ckpt", one_file=name == "LoopedBFS")

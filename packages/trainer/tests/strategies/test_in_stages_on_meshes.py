@@ -1,11 +1,7 @@
 """Stages beside every other axis, in four real processes: clipped, accumulated, logged and resumed as in one."""
 
-import os
-from datetime import timedelta
-
 import pytest
 import torch
-import torch.distributed as dist
 import torchmetrics
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -146,12 +142,6 @@ def whole(trainer, module):
 
 
 def run_all(folder, rank):
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=300))
-    names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": PROCESSES, "LOCAL_WORLD_SIZE": PROCESSES}
-    os.environ |= {name: str(value) for name, value in names.items()}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "1"}
-    os.environ |= {"TORCHELASTIC_RESTART_COUNT": "0"}
     seen = {mesh: fitted(folder, mesh, save=folder / f"{mesh}.ckpt") for mesh in MESHES}
     for mesh, saved in RESUMED:
         seen[mesh, saved] = fitted(folder, mesh, ckpt_path=folder / f"{saved}.ckpt")

@@ -1,11 +1,7 @@
 """Plans over meshes of four real processes: weights, metrics and steps are those of one process, also when resumed."""
 
-import os
-from datetime import timedelta
-
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import SumMetric
@@ -142,13 +138,6 @@ def fitted(folder, sizes, *, save=None, ckpt_path=None, context=None):
 
 
 def run_all(folder, rank):
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=300))
-    # As torchrun starts a process; the group is open already, so that no port is needed.
-    names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": PROCESSES, "LOCAL_WORLD_SIZE": PROCESSES}
-    os.environ |= {name: str(value) for name, value in names.items()}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "1"}
-    os.environ |= {"TORCHELASTIC_RESTART_COUNT": "0"}
     seen = {}
     for sizes in MESHES:
         seen[sizes] = fitted(folder, sizes, save=folder / f"{sizes}.ckpt")

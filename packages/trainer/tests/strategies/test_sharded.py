@@ -3,13 +3,10 @@
 The processes do everything in one life, for their start is what takes time.
 """
 
-import os
 import warnings
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -170,13 +167,6 @@ def fitted(folder, case, *callbacks, ckpt_path=None, manual=False, split=None, c
 
 
 def run_all(folder, rank):
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=300))
-    # As torchrun starts a process; the group is open already, so that no port is needed.
-    names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": PROCESSES, "LOCAL_WORLD_SIZE": PROCESSES}
-    os.environ |= {name: str(value) for name, value in names.items()}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "1"}
-    os.environ |= {"TORCHELASTIC_RESTART_COUNT": "0"}
     seen = {}
     for case in CASES:
         if case == "alone":

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,8 +40,6 @@ from fulmen.fabric.types import PathLike
 
 # Large enough for a disk to work at its full speed.
 _SYNCED_NUM_BYTES = 8 * 2**20
-# Places where now lies what was saved before, because a storage that failed did not let it have its name again.
-_EXCHANGED: set[str] = set()
 
 
 def commit(path: PathLike, write: Callable[[IO[bytes]], None]) -> int:
@@ -62,7 +60,7 @@ def commit(path: PathLike, write: Callable[[IO[bytes]], None]) -> int:
     return num_bytes
 
 
-@dataclass(frozen=True)
+@dataclass
 class FolderAside:
     """A folder that is being written by several processes, and appears whole or not at all.
 
@@ -77,6 +75,8 @@ class FolderAside:
     path: str
     place: str
     prefix: str = ""
+    # A storage that failed let the new folder take the name, and did not let the old one have it again.
+    _holds_the_old: bool = field(default=False, init=False)
 
     @classmethod
     def begin(cls, path: PathLike) -> FolderAside:
@@ -125,12 +125,12 @@ class FolderAside:
             try:
                 replace_folder(self.place, self.path)
             except NotDurableError:
-                _EXCHANGED.add(self.place)
+                self._holds_the_old = True
                 raise
 
     def abandon(self) -> None:
         """Remove what was written so far; but what was saved before is kept, wherever it is."""
-        if self.place in _EXCHANGED:
+        if self._holds_the_old:
             return
         with suppress(OSError):
             if is_local(self.place):

@@ -20,7 +20,7 @@ from fulmen.fabric.forecast import fake_world, watch
 from fulmen.fabric.forecast.figures import Traffic, size_text
 from fulmen.fabric.forecast.schedule_order import most_at_once, order_of_work
 from fulmen.fabric.strategies.context_parallel import attend_together
-from fulmen.fabric.strategies.mesh_axes import TENSOR, MeshSizes
+from fulmen.fabric.strategies.mesh_axes import CONTEXT, PIPELINE, TENSOR, MeshSizes
 from fulmen.fabric.strategies.pipeline.cuts import Pipeline, cut_module
 from fulmen.fabric.strategies.pipeline.parts import Crossing, StagedModule
 from fulmen.fabric.strategies.pipeline.steps import cut_batch
@@ -29,7 +29,6 @@ from fulmen.fabric.strategies.split_by_plan import split_tensors
 from fulmen.fabric.trees import leaves, map_tensors
 
 _CPU = torch.device("cpu")
-_PIPELINE, _CONTEXT = "pipeline_parallel", "context_parallel"
 _Counts = dict[tuple[str, str, int], Traffic]
 
 
@@ -107,7 +106,7 @@ def forecast_stages(
         batch: Of one process; its numbers do not count.
         accumulate: Batches for an optimizer step.
     """
-    size = sizes.of(_PIPELINE)
+    size = sizes.of(PIPELINE)
     cut = cut_module(module, pipeline)
     shell = precision.convert_module(fake_world.without_memory(module))
     staged = StagedModule(shell, pipeline, cut, range(pipeline.num_stages), _CPU)
@@ -185,12 +184,12 @@ def _split(shell: Module, plan: Plan, tensors: int, context: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh
 
     with fake_world.FewParts():
-        mesh = init_device_mesh("cpu", (context, tensors), mesh_dim_names=(_CONTEXT, TENSOR))
+        mesh = init_device_mesh("cpu", (context, tensors), mesh_dim_names=(CONTEXT, TENSOR))
         matched = plan.match(shell)
         if tensors > 1:
             split_tensors(shell, Matched(matched.tensors, (), {}), mesh[TENSOR])
         for name, way in matched.attentions.items() if context > 1 else ():
-            attend_together(shell.get_submodule(name), name, way, mesh[_CONTEXT].get_group())
+            attend_together(shell.get_submodule(name), name, way, mesh[CONTEXT].get_group())
 
 
 @contextmanager
@@ -247,7 +246,7 @@ def _together(tried: _Tried, crossings: Mapping[int, Crossing], stages: Sequence
         moved = calls * sum(_bytes(crossings[stage], trained=trained) for stage in cuts)
         if moved:
             sent = moved if name.startswith("send") else 0
-            rows.append(Traffic(name, _PIPELINE, 2, len(cuts) * calls, moved, sent))
+            rows.append(Traffic(name, PIPELINE, 2, len(cuts) * calls, moved, sent))
     added: dict[tuple[str, str, int], list[int]] = {}
     for stage in stages:
         for one in tried.of_stage(stage):

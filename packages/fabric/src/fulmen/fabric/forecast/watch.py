@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fulmen.fabric.forecast.figures import Traffic, ring_bytes
+from fulmen.fabric.strategies.mesh_axes import CONTEXT
 from fulmen.fabric.strategies.sharded_tensors import is_dtensor
 
 # Operations of torch, by the beginning of their names, and what they are called in the forecast.
@@ -140,7 +141,7 @@ class Watch(TorchDispatchMode):
             size = max(_bytes(leaf) for leaf in groups[0] if isinstance(leaf, Tensor))
         axis = self._axes.get(ranks, "all")
         if ranks == self._context and (operation in _IN_CONTEXT or ranks not in self._axes):
-            axis = "context_parallel"
+            axis = CONTEXT
         counted = self._calls.setdefault((operation, axis, len(ranks), self._times), [0, 0])
         counted[0] += 1
         counted[1] += size

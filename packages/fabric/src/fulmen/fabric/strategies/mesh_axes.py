@@ -27,6 +27,7 @@ Size: TypeAlias = int | Literal["auto"]
 
 PIPELINE, REPLICATE, DATA, TENSOR = "pipeline_parallel", "replicate", "data_parallel", "tensor_parallel"
 AXES = (PIPELINE, REPLICATE, DATA, TENSOR)
+CONTEXT = "context_parallel"  # no axis of its own: neighbours along the data axis
 # Processes along these see other batches.
 DATA_AXES = (REPLICATE, DATA)
 # These are in every mesh, also with one process.

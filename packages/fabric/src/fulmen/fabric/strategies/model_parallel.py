@@ -25,7 +25,7 @@ from fulmen.fabric.rank_zero import rank_zero_warn
 from fulmen.fabric.strategies.context_parallel import part_of_sequence
 from fulmen.fabric.strategies.known_here import ModulesKnownHere, NotesOnModulesHere
 from fulmen.fabric.strategies.materialize import reset_values, warn_without_values, without_memory
-from fulmen.fabric.strategies.mesh_axes import DATA, PIPELINE, REPLICATE, TENSOR, MeshSizes, Size, mesh_sizes
+from fulmen.fabric.strategies.mesh_axes import CONTEXT, DATA, PIPELINE, REPLICATE, TENSOR, MeshSizes, Size, mesh_sizes
 from fulmen.fabric.strategies.pipeline.cuts import Pipeline
 from fulmen.fabric.strategies.pipeline.split import split_into_stages, take_memory, tensors_here
 from fulmen.fabric.strategies.pipeline.strategy import PipelinedStrategy
@@ -227,7 +227,7 @@ class ModelParallelStrategy(PipelinedStrategy):
             if sizes.context > 1:
                 # The same processes in the same order, with the groups of neighbours as an axis of their own.
                 shape = (sizes.of(PIPELINE) * sizes.num_shares, sizes.context, sizes.of(TENSOR))
-                names = ("shares", "context_parallel", TENSOR)
+                names = ("shares", CONTEXT, TENSOR)
                 self._context_mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)[names[1]]
 
     def no_backward_sync(self, module: Module, enabled: bool) -> AbstractContextManager[Any]:
